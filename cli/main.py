@@ -1,6 +1,6 @@
 """The `colony` command: the list of commands, each loaded only when it is used.
 
-What a command does is in its own module.
+Each command is in its own module.
 """
 
 from __future__ import annotations
@@ -114,15 +114,15 @@ class _Lazy(click.Group):
         """Run as a program: on any terminal, with any locale, without a stdout."""
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name)
-            if stream is None:  # closed by who started us
+            if stream is None:  # closed by the caller
                 setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
             elif isinstance(stream, io.TextIOWrapper):
-                # What the locale has no character for is shown as an escape.
+                # A character that the locale lacks is shown as an escape.
                 stream.reconfigure(errors="backslashreplace")
         return super().main(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command that was named; with --json its errors are JSON on stderr, too."""
+        """Run the named command; with --json its errors are JSON on stderr, too."""
         session = ctx.ensure_object(Session)
         try:
             return super().invoke(ctx)
@@ -136,7 +136,7 @@ class _Lazy(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, or suggest those that are called much like it."""
+        """Find the command, or suggest commands with similar names."""
         name = args[0]
         if name in COMMANDS or name.startswith("-"):
             return super().resolve_command(ctx, args)
@@ -164,7 +164,7 @@ class _Lazy(click.Group):
                 formatter.write_dl(rows)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Names from the list above: click would import every module to ask for its help."""
+        """Return names from the list above: click would import every module to ask for its help."""
         if incomplete.startswith("-"):
             return click.Command.shell_complete(self, ctx, incomplete)
         return [

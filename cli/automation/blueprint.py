@@ -1,6 +1,6 @@
 """`colony blueprint`: wanted states that executors make real, their definitions and history.
 
-Looking for what keeps a blueprint from becoming real is in `cli.automation.blueprint_doctor`.
+The search for causes of a state that is not reached is in `cli.automation.blueprint_doctor`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ blueprint.add_command(definition)
 
 
 def _with_metadata(session: Session, file: str, key: str) -> dict[str, Any]:
-    """The object in a file, bound to the session's colony unless it names one."""
+    """Return the object in a file, bound to the session's colony unless it names one."""
     found = read_object(file, key)
     metadata = found.setdefault("metadata", {})
     if not isinstance(metadata, dict):

@@ -32,7 +32,10 @@ def check(
     crons: list[dict[str, Any]],
     last: dict[str, Any] | None,
 ) -> Iterator[Check]:
-    """What can keep one blueprint from becoming real. `last` is its last reconciling process."""
+    """Return what can keep one blueprint from becoming real.
+
+    `last` is its last reconciling process.
+    """
     name, kind = blueprint["metadata"]["name"], blueprint.get("kind")
     place = blueprint["metadata"].get("locationname") or ""
     found = [d for d in definitions if d["spec"]["names"]["kind"] == kind]
@@ -75,7 +78,7 @@ def check(
 async def _reconciled_by(
     client: Signed, colony: str, name: str, kind: str, executortype: str
 ) -> list[dict[str, Any]]:
-    """Recent processes that made a blueprint real, or all of its kind, oldest first."""
+    """Return recent processes that reconciled a blueprint, or all of its kind, oldest first."""
     found: dict[str, dict[str, Any]] = {}
     for state in (1, 2, 3):
         fields = {"colonyname": colony, "count": _RECENT, "state": state}
@@ -152,7 +155,7 @@ def log(session: Session, name: str | None, count: int, follow: bool) -> None:
     show = kept.append if session.as_json else log_lines.stamped
 
     async def sources(client: Signed) -> list[dict[str, str]]:
-        """Which logs to read: of processes when one is named, else of executors."""
+        """Return which logs to read: of processes when one is named, else of executors."""
         here = {"colonyname": colony}
         if name:
             fields = {"namespace": colony, "name": name}

@@ -1,6 +1,6 @@
 """`colony cron`: workflows that start by the clock.
 
-When a cron is due is decided by the daemon.
+The daemon decides when a cron is due.
 """
 
 from __future__ import annotations

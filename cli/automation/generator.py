@@ -1,6 +1,6 @@
 """`colony generator`: collects arguments and starts a workflow with them, by number or by time.
 
-When a generator starts its workflow is decided by the daemon.
+The daemon decides when a generator starts its workflow.
 """
 
 from __future__ import annotations

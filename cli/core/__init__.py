@@ -1,1 +1,1 @@
-"""What commands share: session, client, output, inputs, TLS, key files."""
+"""The parts that commands share: session, client, output, inputs, TLS, key files."""

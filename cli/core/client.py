@@ -1,6 +1,6 @@
 """The RPC client: signs payloads, posts envelopes to `/api`, turns replies into values or errors.
 
-What to do about an error, and how to show it to people, is decided in `cli.core.session`.
+`cli.core.session` decides what follows from an error, and how to show it to people.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from node.model.errors import RpcError, of_status
 
 __all__ = ["LONGEST_REPLY", "Client", "NoEnvelope", "RpcError", "Unreachable"]
 
-LONGEST_REPLY = 256 << 20  # bytes of one reply: a listing of what a store of 2 GiB may hold
+LONGEST_REPLY = 256 << 20  # bytes of one reply: a listing of a full store of 2 GiB
 _LONGEST_HEALTH = 65_536
 
 _UNSIGNED = frozenset({"versionmsg", "getserverinfomsg"})
-# What OpenSSL calls an answer in plain text.
+# OpenSSL's name for an answer in plain text.
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")
 _RESEND_PAUSE = 0.2  # seconds before the first repeat of an envelope; doubles
 
 
 class NoEnvelope(RpcError):
-    """Something that is no Colonies server answered, or a proxy before one."""
+    """The answer is no Colonies server's, or that of a proxy before one."""
 
     @classmethod
     def of(cls, status: int, message: str) -> NoEnvelope:
@@ -65,11 +65,11 @@ class Client:
         audience: str = "",
         again: Callable[[], str] | None = None,
     ) -> None:
-        """`url` is the server's base address, such as http://127.0.0.1:50080.
+        """Call the server at the base address `url`, such as http://127.0.0.1:50080.
 
-        `verify` is what its certificate is checked with; True: the authorities of the system.
-        `audience` is the id of the server that all is signed for; without one the server is asked.
-        `again` gives the address anew when nobody listens: a daemon may start again elsewhere.
+        `verify` checks its certificate; True: the authorities of the system. `audience` is the id
+        of the server that all requests are signed for; without one, the server is asked. `again`
+        returns the address anew when nothing listens: a daemon may have been started elsewhere.
         """
         self.url = url.rstrip("/")
         self._given = audience
@@ -121,7 +121,7 @@ class Client:
         return await self._send(payloadtype, fields, key, audience, timeout, attempts)
 
     async def _audience(self, timeout: float) -> str:
-        """The id of the server, "" for one that does not tell it, as upstream's don't."""
+        """Return the id of the server, "" if it tells none, as upstream's don't."""
         if self._given:
             return self._given
         if self._learned is None:
@@ -155,7 +155,7 @@ class Client:
         raise ValueError("attempts must be at least 1")
 
     async def health(self, timeout: float = 5.0) -> int:
-        """The HTTP status of the daemon's own view of itself: 200 means that it can serve.
+        """Return the HTTP status of the daemon's own health: 200 means that it can serve.
 
         Raises Unreachable.
         """
@@ -230,7 +230,8 @@ def _reason(error: Exception) -> str:
 def encode(
     payloadtype: str, fields: dict[str, Any], key: PrivateKey | None, audience: str = ""
 ) -> bytes:
-    """Build the request envelope; signed ones carry a nonce, the time (Unix s) and who it is for.
+    """Return the request envelope; signed ones carry a nonce, the time (Unix s) and the server's
+    id.
 
     Reads carry them too: a server with `rpc.replay = "strict"` demands them of every call.
     """
@@ -256,7 +257,9 @@ _ASKING = encode("getserverinfomsg", {}, None)
 
 
 def decode(payloadtype: str, status: int, body: bytes) -> Any:
-    """Parse a reply envelope. Raises RpcError for error replies and for what is no envelope."""
+    """Parse a reply envelope. Raises RpcError for error replies and for bytes that are no
+    envelope.
+    """
     try:
         envelope = json.loads(body)
         payload = json.loads(base64.b64decode(envelope["payload"], validate=True))

@@ -1,6 +1,7 @@
-"""Where a daemon is looked for, and who answers there: nobody, another colony's, or no daemon.
+"""The address of a daemon, and what answers there: nothing, another colony's daemon, or another
+program.
 
-Which address that is decides `cli.core.session`.
+`cli.core.session` decides which address that is.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _PATIENCE = 5.0  # seconds
 
 
 def checked(url: str) -> str:
-    """Return a server's URL as it is. Raises Failure (usage) for one that names no address."""
+    """Return a server's URL unchanged. Raises Failure (usage) for one that names no address."""
     scheme, _, rest = url.partition("://")
     place = rest.partition("/")[0]
     step = "write it as HOST:PORT, or https://HOST:PORT"
@@ -51,7 +52,7 @@ def checked(url: str) -> str:
 
 
 def not_colonyd(session: Session, reply: RpcError) -> Failure:
-    """Return the Failure for a reply that is no Colonies envelope, with who holds the port."""
+    """Return the Failure for a reply that is no Colonies envelope, with the owner of the port."""
     url = session.url()
     place = urlsplit(url).netloc
     holder = _who(url).removesuffix(", ")
@@ -67,7 +68,7 @@ def not_colonyd(session: Session, reply: RpcError) -> Failure:
 def denied_by_another(session: Session, denial: RpcError) -> Failure | None:
     """Return the Failure for a denial by a server that is not this home's; None if it is.
 
-    Keys that the environment names belong to whatever server it names, so then nothing is said.
+    Keys that the environment names belong to whatever server it names: then it returns None.
     """
     keys = ("COLONIES_PRVKEY", "COLONIES_COLONY_PRVKEY", "COLONIES_SERVER_PRVKEY")
     own = session.own
@@ -94,12 +95,12 @@ def denied_by_another(session: Session, denial: RpcError) -> Failure | None:
 
 
 def _server_ids(session: Session) -> list[str]:
-    """The ids of this home's server: of its key, and as its daemon found it in the store."""
+    """Return the ids of this home's server: of its key, and as its daemon found it in the store."""
     found: list[str] = []
     try:
         found.append(read_key(Home(session.home).key("server")).id)
     except (OSError, IdentityError):
-        return []  # the home of a user of some server, or of nobody
+        return []  # the home of a user of some server, or none
     if (told := read_listening(session.home)) is not None:
         found.append(told.serverid)
     return found
@@ -116,7 +117,7 @@ async def _server_at(session: Session) -> str:
 
 
 def _who(url: str) -> str:
-    """The program at an address of this machine, if it is shown to this user."""
+    """Return the program at an address of this machine, if this user may see it."""
     from cli.core.tls import is_local
 
     parts = urlsplit(url)
@@ -136,7 +137,7 @@ def not_reachable(session: Session, error: Unreachable) -> Failure:
     if told is not None:
         step = f"its daemon (pid {told.pid}) was killed or hangs: {step}"
     elif own and urlsplit(session.url()).port == 0:
-        # With `rpc.port` 0 each start has a port of its own, and tells it.
+        # With `rpc.port` 0 each start has a port of its own, and writes it into the home.
         return Failure(f"no daemon of {session.home} runs", code=UNREACHABLE, next_step=step)
     elif own:
         step = f"no daemon of {session.home} runs: {step}"

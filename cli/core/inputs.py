@@ -1,4 +1,4 @@
-"""What commands read: JSON files, workflow specs, times, and ids cut to their first characters.
+"""The inputs of commands: JSON files, workflow specs, times, and abbreviated ids.
 
 Nothing here calls a daemon.
 """
@@ -24,7 +24,7 @@ _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
 def read_text(path: str) -> str:
-    """The text of a file, or of stdin for '-'. Raises Failure."""
+    """Return the text of a file, or of stdin for '-'. Raises Failure."""
     try:
         return sys.stdin.read() if path == "-" else Path(path).read_text("utf-8")
     except FileNotFoundError:
@@ -34,7 +34,9 @@ def read_text(path: str) -> str:
 
 
 def read_json(path: str) -> Any:
-    """The JSON value in a file or, for '-', on stdin. Raises Failure naming line and column."""
+    """Return the JSON value in a file or, for '-', on stdin. Raises Failure naming line and
+    column.
+    """
     text = read_text(path)
     try:
         return json.loads(text)
@@ -43,7 +45,7 @@ def read_json(path: str) -> Any:
 
 
 def read_object(path: str, key: str = "") -> dict[str, Any]:
-    """The JSON object in a file, or the one under `key` in it. Raises Failure."""
+    """Return the JSON object in a file, or the one under `key` in it. Raises Failure."""
     value = read_json(path)
     if isinstance(value, dict) and key and isinstance(value.get(key), dict):
         value = value[key]
@@ -96,7 +98,7 @@ def refuse_unknown(value: dict[str, Any], kind: type[msgspec.Struct], where: str
 
 
 def _struct_of(annotation: Any) -> type[msgspec.Struct] | None:
-    """The struct in an annotation such as `Conditions` or `list[SnapshotMount]`."""
+    """Return the struct in an annotation such as `Conditions` or `list[SnapshotMount]`."""
     if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
         return annotation
     found = (_struct_of(inner) for inner in get_args(annotation))
@@ -104,7 +106,9 @@ def _struct_of(annotation: Any) -> type[msgspec.Struct] | None:
 
 
 def since(text: str, now: float | None = None) -> int:
-    """A moment in Unix ns: given as ns, as an ISO time, or as an age such as 90s, 5min, 2h, 1d."""
+    """Return a moment in Unix ns, given as ns, as an ISO time, or as an age such as 90s, 5min, 2h,
+    1d.
+    """
     if text.isdigit():
         return int(text)
     if match := re.fullmatch(r"(\d+)\s*(s|m|min|h|d)", text):
@@ -126,9 +130,10 @@ def since(text: str, now: float | None = None) -> int:
 def pick(
     rows: Iterable[dict[str, Any]], text: str, fields: Sequence[str], what: str, listing: str
 ) -> dict[str, Any]:
-    """The one row that `text` names: exactly by one of `fields`, else by the beginning of the last.
+    """Return the one row that `text` names: exactly by one of `fields`, else by the beginning of
+    the last.
 
-    `listing` is the command that shows what there is. Raises Failure.
+    `listing` is the command that lists the rows. Raises Failure.
     """
     kept = list(rows)
     for field in fields:

@@ -1,6 +1,6 @@
 """Key files of a home: made, listed, and replaced when an id changes, so that no crash loses a key.
 
-Which calls tell a daemon of an id is in the command groups.
+The calls that change an id at a daemon are in the command groups.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def check_id(text: str) -> str:
-    """An id as given on the command line. Raises Failure (usage)."""
+    """Return an id of the command line. Raises Failure (usage) if it is none."""
     if len(text) != 64 or any(c not in "0123456789abcdef" for c in text):
         raise Failure(
             f"{text!r} is no id", code=USAGE, next_step="an id has 64 hex characters; `colony key`"
@@ -27,7 +27,7 @@ def check_id(text: str) -> str:
 
 
 def check_name(text: str) -> str:
-    """A name as given on the command line. Raises Failure (usage)."""
+    """Return a name of the command line. Raises Failure (usage) if it is not valid."""
     from node.model.ids import valid_name
 
     if not valid_name(text):
@@ -36,7 +36,7 @@ def check_name(text: str) -> str:
 
 
 def check_member_name(text: str) -> str:
-    """The name of a user or an executor as given. Raises Failure (usage)."""
+    """Return the name of a user or an executor. Raises Failure (usage) if it is not valid."""
     from node.model.errors import RpcError
     from node.model.names import check_name
 
@@ -58,7 +58,10 @@ def own_home(session: Session) -> None:
 
 
 def key_path(session: Session, name: str) -> Path:
-    """Where the key file called `name` lies. Raises Failure when the home is another user's."""
+    """Return the path of the key file called `name`.
+
+    Raises Failure when the home is another user's.
+    """
     from node.host.home import Home
 
     own_home(session)
@@ -66,7 +69,7 @@ def key_path(session: Session, name: str) -> Path:
 
 
 def read_or_make(path: Path) -> tuple[PrivateKey, bool]:
-    """The key in a file, made if there is none; whether it was made. Raises Failure."""
+    """Return the key in a file, made if there is none, and whether it was made. Raises Failure."""
     from node.host.keys import IdentityError, PrivateKey, read_key, write_key
 
     try:
@@ -105,7 +108,7 @@ def rotate(
 
 
 def accepts(session: Session, payloadtype: str, fields: dict[str, Any]) -> Callable[..., bool]:
-    """A probe for `rotate`: whether a call signed by a key is let in."""
+    """Return a probe for `rotate`: whether a call signed by a key is accepted."""
     from cli.core.errors import DENIED
 
     def probe(key: PrivateKey) -> bool:

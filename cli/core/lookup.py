@@ -1,4 +1,4 @@
-"""Finding processes by what people type, and waiting for their end."""
+"""Lookup of processes by abbreviated ids, and waiting for their end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ _PAGE = 100  # the most processes one call returns
 
 
 async def wait_closed(client: Signed, processid: str, timeout: float | None) -> dict[str, Any]:
-    """Poll until the process is closed; `timeout` in seconds. Raises TimeoutError, RpcError.
+    """Poll until the process is closed, and return it; `timeout` in seconds. Raises TimeoutError,
+    RpcError.
 
     A daemon that restarts meanwhile is waited for: the process outlives it.
     """
@@ -89,7 +90,7 @@ async def newest(
 ) -> tuple[list[dict[str, Any]], int]:
     """List with `call`: half of `fields`' count for as long as the answer would be too large.
 
-    Returns the rows and the count that was asked for last. Raises RpcError.
+    Returns the rows and the last requested count. Raises RpcError.
     """
     count: int = fields["count"]
     while True:

@@ -1,4 +1,4 @@
-"""How values are drawn: JSON for programs, rich tables for people.
+"""Output of values: JSON for programs, rich tables for people.
 
 It knows shapes of replies (times, states) but makes no calls.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 STATES = ("waiting", "running", "successful", "failed", "cancelled")
 _NAME_WIDTH = 32  # characters of a name in a table on a terminal
-_PIPE_WIDTH = 240  # columns when stdout is no terminal: nothing a script reads gets folded
+_PIPE_WIDTH = 240  # columns when stdout is no terminal: lines for a script are not folded
 
 
 def print_json(value: Any) -> None:
@@ -46,7 +46,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty:
 
 
 def print_value(session: Session, value: Any, fields: Iterable[tuple[str, object]]) -> None:
-    """Print one object: as JSON when asked, else as `fields`."""
+    """Print one object: as JSON with --json, else as `fields`."""
     if session.as_json:
         print_json(value)
     else:
@@ -54,7 +54,7 @@ def print_value(session: Session, value: Any, fields: Iterable[tuple[str, object
 
 
 def print_done(session: Session, value: Any, line: str) -> None:
-    """Print what a change did: as JSON when asked, else as one line."""
+    """Print the result of a change: as JSON with --json, else as one line."""
     if session.as_json:
         print_json(value)
     else:
@@ -68,7 +68,7 @@ def print_rows(
     cells: Callable[[Any], Sequence[object]],
     empty: str,
 ) -> None:
-    """Print a listing: as JSON when asked, else as a table of what `cells` makes of each row."""
+    """Print a listing: as JSON with --json, else as a table with the `cells` of each row."""
     if session.as_json:
         print_json(rows)
     else:
@@ -76,7 +76,7 @@ def print_rows(
 
 
 def when(text: object) -> str:
-    """A time of a reply for people, in UTC; empty when it is unset."""
+    """Return a time of a reply for people, in UTC; empty when it is unset."""
     moment = parse_time(text)
     return moment.astimezone(UTC).isoformat(sep=" ", timespec="milliseconds") if moment else ""
 
@@ -91,7 +91,7 @@ def print_fields(fields: Iterable[tuple[str, object]]) -> None:
 
 
 def cell_text(value: object) -> str:
-    """The text of one cell: strings as they are, the rest as compact JSON."""
+    """Return the text of one cell: strings as they are, the rest as compact JSON."""
     if value is None:
         return ""
     if isinstance(value, str):
@@ -104,7 +104,7 @@ def cell_text(value: object) -> str:
 
 
 def name_text(name: object) -> str:
-    """A name in a table: on a terminal its first characters only, where it may have 200."""
+    """Return a name in a table: on a terminal its first characters only, where it may have 200."""
     text = cell_text(name)
     if len(text) <= _NAME_WIDTH or not sys.stdout.isatty():
         return text
@@ -112,12 +112,12 @@ def name_text(name: object) -> str:
 
 
 def short(identifier: object) -> str:
-    """The first 12 characters of an id: what `ls` shows and other commands accept."""
+    """Return the first 12 characters of an id: `ls` shows them, other commands accept them."""
     return str(identifier or "")[:12]
 
 
 def parse_time(text: object) -> datetime | None:
-    """Parse an RFC 3339 time with up to ns digits; year 1 means unset and gives None."""
+    """Parse an RFC 3339 time with up to ns digits; return None for year 1, which means unset."""
     if not isinstance(text, str) or text.startswith("0001-"):
         return None
     try:
@@ -136,14 +136,14 @@ def _microseconds(text: str) -> str:
 
 
 def ago(moment: datetime | None, now: datetime | None = None) -> str:
-    """Such as '5 s ago'; empty for None."""
+    """Return a text such as '5 s ago'; empty for None."""
     if moment is None:
         return ""
     return f"{span((now or datetime.now(UTC)).timestamp() - moment.timestamp())} ago"
 
 
 def span(seconds: float) -> str:
-    """A duration in s, min, h or d, whichever reads best."""
+    """Return a duration in s, min, h or d, whichever reads best."""
     seconds = max(0.0, seconds)
     for limit, unit, size in ((120.0, "s", 1.0), (7200.0, "min", 60.0), (172800.0, "h", 3600.0)):
         if seconds < limit:
@@ -152,20 +152,20 @@ def span(seconds: float) -> str:
 
 
 def state_name(state: object) -> str:
-    """The word for a process state number."""
+    """Return the word for a process state number."""
     if isinstance(state, int) and 0 <= state < len(STATES):
         return STATES[state]
     return f"unknown ({state})"
 
 
 def output_lines(out: Sequence[object] | None) -> list[str]:
-    """One line for each element of a process's output: strings raw, the rest as JSON."""
+    """Return a line for each element of a process's output: strings raw, the rest as JSON."""
     return [value if isinstance(value, str) else json_text(value) for value in out or []]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. `ok` is True, False, or None for what may matter but need not."""
+    """One finding. `ok` is True, False, or None for a finding that may matter but need not."""
 
     name: str
     ok: bool | None

@@ -1,6 +1,6 @@
-"""What a colony may do here, on the command line: options, files, and how a policy is shown.
+"""Policies on the command line: what a colony may do here, as options, files, and text.
 
-What the fields mean, and which values make sense, is decided by the daemon.
+The daemon knows what the fields mean, and checks their values.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _size(context: click.Context, parameter: click.Parameter, value: str | None)
 
 
 def policy_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say what another colony may do here; the command gets them as `asked`."""
+    """Add the options of a policy to a command, which gets them as `asked`."""
 
     def gathered(*args: Any, **kwargs: Any) -> Any:
         names = ["policy_file", *_FIELDS, *(each[1] for each in (*_LISTS, *_NUMBERS))]
@@ -77,7 +77,7 @@ def policy_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def wish(asked: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a request that say what policy is wanted: none when no option was given."""
+    """Return the fields of a request that name the wanted policy: none when no option was given."""
     fields: dict[str, Any] = {}
     if asked["policy_file"] is not None:
         fields["policy"] = _read(asked["policy_file"])
@@ -112,7 +112,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def policy_fields(policy: dict[str, Any]) -> list[tuple[str, object]]:
-    """A policy for people, one line for each field."""
+    """Return a policy for people, one line for each field."""
     limits = (
         ("most waiting", "max_waiting", ""),
         ("most running", "max_running", ""),

@@ -1,6 +1,6 @@
-"""What all commands share: home, server address, keys, options, exit codes, errors for people.
+"""The session that all commands share: home, server address, keys, options, exit codes, errors.
 
-How values are drawn is in `cli.core.output`; the calls are in the module of each command group.
+Values are drawn in `cli.core.output`; the calls are in the module of each command group.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from node.host.config import Config
     from node.host.keys import PrivateKey
 
-# What a command ends with after a refusal with this status: exit code and next step.
+# Exit code and next step after a refusal with this status.
 _DOCTOR = "`colony doctor` looks for causes"
 _BY_STATUS = {
     400: (FAILED, "correct the request: the message names what is wrong"),
@@ -35,9 +35,10 @@ _BY_STATUS = {
     429: (FAILED, "wait a little, then try again"),
     503: (FAILED, "try again; `colony status` shows how the daemon is"),
 }
-# What a daemon says of an answer with too many rows, and the client of one that it stopped reading.
+# The daemon's message about an answer with too many rows, and the client's about one it stopped
+# reading.
 TOO_LARGE = re.compile(r"answer (has more|is longer) than \d+ bytes")
-# What the message is about decides before the status does; the first that fits counts.
+# The subject of a message decides before the status does; the first that fits counts.
 _NEXT_BY_CAUSE = (
     (
         "neither here nor a trusted peer",
@@ -81,7 +82,7 @@ T = TypeVar("T")
 
 @dataclass
 class Session:
-    """One run of the command line: where the home is, whom to call, as whom, how to print."""
+    """One run of the command line: the home, the server, the keys, and the form of output."""
 
     home_option: str | None = None
     server_option: str | None = None
@@ -90,7 +91,7 @@ class Session:
 
     @property
     def home(self) -> Path:
-        """--home, else $COLONYD_HOME, else the platform's data directory."""
+        """Return --home, else $COLONYD_HOME, else the platform's data directory."""
         from node.host.home import default_home
 
         if self.home_option:
@@ -98,7 +99,7 @@ class Session:
         return default_home(self.environ)
 
     def config(self, origins: dict[str, str] | None = None) -> Config:
-        """The home's configuration; `origins` learns where each setting stands.
+        """Return the home's configuration; `origins` gets the origin of each setting.
 
         Raises Failure naming the wrong field.
         """
@@ -112,9 +113,9 @@ class Session:
             ) from None
 
     def url(self) -> str:
-        """--server, else COLONIES_SERVER_*, else where the home's daemon says that it listens.
+        """Return --server, else COLONIES_SERVER_*, else the address that the home's daemon wrote.
 
-        Without a daemon, where its configuration has it listen.
+        Without a daemon, the address that its configuration has.
         """
         from cli.core.endpoint import checked
 
@@ -136,12 +137,12 @@ class Session:
 
     @property
     def own(self) -> bool:
-        """Whether the daemon of this home is spoken to: nobody named another address."""
+        """Return whether the server is this home's daemon: no other address was given."""
         named = ("COLONIES_SERVER_HOST", "COLONIES_SERVER_PORT", "COLONIES_SERVER_HTTP_PORT")
         return not self.server_option and not any(self.environ.get(each) for each in named)
 
     def client(self) -> Client:
-        """A client of the daemon this session speaks to."""
+        """Return a client of this session's server."""
         from cli.core.client import Client
 
         url, audience = self.url(), self.environ.get("COLONIES_SERVER_ID", "")
@@ -154,14 +155,16 @@ class Session:
 
     @asynccontextmanager
     async def signed(self, key: PrivateKey) -> AsyncIterator[Signed]:
-        """Calls to that daemon which this key signs."""
+        """Give the calls to that server that this key signs."""
         from cli.core.client import Signed
 
         async with self.client() as client:
             yield Signed(client, key)
 
     def colony(self) -> str:
-        """The home colony's name: $COLONIES_COLONY_NAME, else what `colony init` wrote."""
+        """Return the home colony's name: $COLONIES_COLONY_NAME, else the one that `colony init`
+        wrote.
+        """
         from node.host.home import Home
 
         if name := self.environ.get("COLONIES_COLONY_NAME"):
@@ -179,19 +182,19 @@ class Session:
             raise Failure(f"{path}: {error}") from None
 
     def member_key(self) -> PrivateKey:
-        """The key that signs a member's calls: $COLONIES_PRVKEY or keys/user.key."""
+        """Return the key that signs a member's calls: $COLONIES_PRVKEY or keys/user.key."""
         return self._key("COLONIES_PRVKEY", "user.key")
 
     def owner_key(self) -> PrivateKey:
-        """The key of the colony's owner: $COLONIES_COLONY_PRVKEY or keys/colony.key."""
+        """Return the key of the colony's owner: $COLONIES_COLONY_PRVKEY or keys/colony.key."""
         return self._key("COLONIES_COLONY_PRVKEY", "colony.key")
 
     def server_key(self) -> PrivateKey:
-        """The key of the server's owner: $COLONIES_SERVER_PRVKEY or keys/server.key."""
+        """Return the key of the server's owner: $COLONIES_SERVER_PRVKEY or keys/server.key."""
         return self._key("COLONIES_SERVER_PRVKEY", "server.key")
 
     def signer(self, executor: str | None) -> PrivateKey:
-        """The key of an executor of this home, by name; without one the member's key."""
+        """Return the key of an executor of this home, by name; without one the member's key."""
         if executor is None:
             return self.member_key()
         from cli.core.keyfiles import check_member_name
@@ -200,7 +203,7 @@ class Session:
         return self._key("", Home(self.home).key(f"executor-{check_member_name(executor)}").name)
 
     def executor_name(self, executor: str | None) -> str:
-        """The executor that is named, by --as or by $COLONIES_EXECUTOR_NAME."""
+        """Return the executor's name, from --as or $COLONIES_EXECUTOR_NAME."""
         if name := executor or self.environ.get("COLONIES_EXECUTOR_NAME"):
             return name
         raise Failure(
@@ -269,9 +272,9 @@ class Session:
         timeout: float = 10.0,
         attempts: int = 1,
     ) -> Any:
-        """One signed call in a run of its own: what most commands need. `timeout` in seconds.
+        """Make one signed call in a run of its own: what most commands need. `timeout` in seconds.
 
-        `attempts` above 1 is for calls that a repeat of the same bytes doesn't make twice.
+        `attempts` above 1 is for calls that take effect once however often the same bytes are sent.
         """
         signing = key or (self.owner_key() if owner else self.member_key())
 
@@ -283,7 +286,7 @@ class Session:
 
 
 def rpc_failure(status: int, message: str) -> Failure:
-    """The Failure for an error reply of the daemon."""
+    """Return the Failure for an error reply of the daemon."""
     if status == 403 and message.startswith("payloadtype"):
         # Upstream's status for calls it doesn't have: it is no matter of rights.
         return Failure(
@@ -325,7 +328,7 @@ def _remember(attribute: str) -> Callable[[click.Context, click.Parameter, Any],
 
 
 def shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--home, --server and --json, accepted before and after the command's name."""
+    """Add --home, --server and --json, accepted before and after the command's name."""
     for name, attribute, help_text, flag in (
         ("--json", "as_json", "Print JSON instead of text.", True),
         ("--server", "server_option", "Daemon's address, host:port or URL.", False),
@@ -349,7 +352,7 @@ as_executor = click.option(
 
 
 def confirm(yes: bool, what: str) -> None:
-    """Ask before something that can't be undone, unless --yes was given or nobody is there."""
+    """Ask before a change that can't be undone, unless --yes was given or there is no terminal."""
     if yes:
         return
     if not sys.stdin.isatty():
@@ -374,12 +377,12 @@ def colony_command(name: str, *examples: str) -> Callable[[Callable[..., Any]], 
 
 
 def colony_group(name: str, help_text: str, *examples: str) -> click.Group:
-    """A named group of commands with examples in its help."""
+    """Return a named group of commands with examples in its help."""
     return click.Group(name, help=help_text, epilog=_epilog(examples), no_args_is_help=True)
 
 
 def finish(code: int) -> None:
-    """End the command with an exit code, having printed all there is to print."""
+    """End the command with an exit code, after all output is printed."""
     if code != OK:
         sys.stdout.flush()
         raise click.exceptions.Exit(code)

@@ -1,4 +1,4 @@
-"""The one way to a reader's eyes: text on stdout and stderr that cannot command a terminal.
+"""Text on stdout and stderr that cannot command a terminal: the only way of output.
 
 Tables, fields and the shapes of replies are in `cli.core.output`. Nothing else in `cli` writes.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-# JSON escapes C0 itself. DEL, C1, bidi controls, line separators and lone surrogates it lets pass.
+# JSON escapes C0 itself, but not DEL, C1, bidi controls, line separators and lone surrogates.
 _NOT_ASCII_OR_DEL = re.compile(r"[^\n -~]")
 
 

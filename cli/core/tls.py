@@ -1,4 +1,5 @@
-"""Which certificate of a daemon the command line accepts: a pinned one, the home's, or any signed.
+"""The certificates of a daemon that the command line accepts: a pinned one, the home's, or any
+signed.
 
 Connections are made by `cli.core.client`.
 """
@@ -22,7 +23,7 @@ _PATIENCE = 5.0  # seconds
 
 
 def verification(session: Session, url: str) -> ssl.SSLContext | bool:
-    """What to check the certificate at `url` with; True: the authorities of the system.
+    """Return what checks the certificate at `url`; True: the authorities of the system.
 
     $COLONIES_SERVER_PIN names the SHA-256 of the only one; on this machine it is the home's own.
     Raises Failure.
@@ -40,7 +41,7 @@ def verification(session: Session, url: str) -> ssl.SSLContext | bool:
 
 
 def is_local(host: str) -> bool:
-    """Whether a host of a URL is this machine."""
+    """Return whether a host of a URL is this machine."""
     if host in ("localhost", socket.gethostname()):
         return True
     try:
@@ -50,7 +51,7 @@ def is_local(host: str) -> bool:
 
 
 def _trusting(path: Path) -> ssl.SSLContext:
-    """The first certificate of a PEM file, whoever signed it."""
+    """Return a context that trusts the first certificate of a PEM file, whoever signed it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
@@ -62,14 +63,14 @@ def _trusting(path: Path) -> ssl.SSLContext:
 
 
 def _pinned(host: str, port: int, pin: str) -> ssl.SSLContext:
-    """A context for the certificate shown there, if it has that fingerprint."""
+    """Return a context for the certificate that the server shows, if it has that fingerprint."""
     from node.host.certificate import fingerprint_of, trusting
 
     if len(pin) != 64 or not all(c in "0123456789abcdef" for c in pin):
         raise Failure(f"{PIN}: the SHA-256 of a certificate is 64 hex characters", code=USAGE)
     looking = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     looking.check_hostname = False
-    looking.verify_mode = ssl.CERT_NONE  # nothing is sent; what is shown is compared
+    looking.verify_mode = ssl.CERT_NONE  # nothing is sent; the shown certificate is compared
     try:
         with (
             socket.create_connection((host, port), _PATIENCE) as plain,

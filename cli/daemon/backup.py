@@ -1,6 +1,6 @@
 """`colony backup` and `colony restore`: everything of a colony in one file, and back.
 
-What is in the file is decided in `node.archive.backup`.
+The content of the file is decided in `node.archive.backup`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def _run(work: Callable[[], Awaitable[T]]) -> T:
-    """Run to the end; what can go wrong becomes a Failure."""
+    """Run `work` to its end; turn known errors into a Failure."""
     import trio
 
     from node.archive.bundle import BackupError

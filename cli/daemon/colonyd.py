@@ -1,6 +1,6 @@
 """The composed program: a node with federation plugged in, as `colonyd` and `colony up` run it.
 
-What each part does is in `node` and `federation`; exit codes are decided here.
+The parts are in `node` and `federation`; exit codes are decided here.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ log = get_logger("colonyd")
 async def federated(
     node: Node, table: Table, info: HomeInfo, config: Config
 ) -> AsyncIterator[Joined | None]:
-    """Plug federation into a node that is about to open its doors."""
+    """Plug federation into a node that is about to open its ports."""
     if not config.federation.enabled:
         for call in clock_calls.of(node):
             table.add(call)
@@ -75,12 +75,12 @@ async def federated(
             partial(_federation_status, federation),
             {"federation.policy": partial(_default_policy, federation)},
         )
-        # Its own end is bounded: what can still be flushed is.
+        # Federation bounds its own end: it sends what is still possible.
         federation.drain.set()
 
 
 def _default_policy(federation: Federation, config: Config) -> None:
-    """What those may do here from now on that have no policy of their own."""
+    """Set what trusted colonies without a policy of their own may do here from now on."""
     federation.peers.set_default(of_config(config.federation.policy))
 
 
@@ -99,7 +99,7 @@ def _federation_status(federation: Federation) -> dict[str, Any]:
 def run_daemon(
     home: Path, overrides: Mapping[str, object], environ: Mapping[str, str] | None = None
 ) -> int:
-    """Run the daemon until a signal; returns the exit code of the process."""
+    """Run the daemon until a signal; return the exit code of the process."""
     settings = StartOptions(home, overrides, os.environ if environ is None else environ)
     try:
         config, _ = load(settings)
@@ -122,18 +122,20 @@ def run_daemon(
 
 
 def _raise_file_limit() -> None:
-    """Use all the open files that we may: each waiting worker is one, and shells allow 1,024."""
+    """Raise the limit of open files to what is allowed: each waiting worker is one, and shells
+    allow 1,024.
+    """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-# What is about the store: it is not there, or not one that this version may use.
+# Errors of the store: it is not there, or this version may not use it.
 _OF_STORE = (StoreRefused, SchemaVersionError, EtcdError)
 _KNOWN = (ConfigError, ListenError, HomeError, RpcError, OSError, *_OF_STORE)
 
 
 def _explain(errors: Sequence[BaseException]) -> int:
-    """Print why the daemon can't run, for people; returns the exit code."""
+    """Print why the daemon can't run, for people; return the exit code."""
     for error in errors:
         print(f"colonyd: {error}", file=sys.stderr)
     unbound = [error for error in errors if isinstance(error, ListenError)]
@@ -153,7 +155,7 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
 
 
 def main() -> None:
-    """Entry point of `colonyd`."""
+    """Run the daemon as the program `colonyd`."""
     parser = argparse.ArgumentParser(
         prog="colonyd",
         description="Run a self-sovereign colony on this machine.",

@@ -1,6 +1,6 @@
-"""`colony config` and `colony version`: what is in force here, without secrets.
+"""`colony config` and `colony version`: the settings in force here, without secrets.
 
-What the settings mean is in `node.host.config`.
+The settings are explained in `node.host.config`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ _HIDDEN = "(set, not shown)"
 
 
 def without_secrets(value: Any, name: str = "") -> Any:
-    """A setting fit to be shown: what its name calls a secret is hidden, also below it."""
+    """Return a setting fit to be shown: a value whose name says that it is secret is hidden, at any
+    depth.
+    """
     if isinstance(value, dict):
         return {key: without_secrets(inner, key) for key, inner in value.items()}
     if isinstance(value, list):
@@ -29,7 +31,7 @@ def without_secrets(value: Any, name: str = "") -> Any:
 
 
 def flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Settings by dotted path."""
+    """Return settings by dotted path."""
     for key, inner in value.items():
         if isinstance(inner, dict):
             yield from flat(inner, f"{prefix}{key}.")

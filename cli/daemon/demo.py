@@ -38,7 +38,7 @@ class _DemoColony:
 
     @property
     def environ(self) -> dict[str, str]:
-        """The environment of its daemon: loopback only, settings of the caller left out."""
+        """Return the environment of its daemon: loopback only, without the caller's settings."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("COLONIES_", "COLONYD_"))}
         return kept | {
             "COLONYD_HOME": str(self.home),
@@ -89,7 +89,7 @@ def demo(session: Session, keep: bool, seconds: float) -> None:
 
 
 def _quiet(text: str) -> None:
-    """People's progress is not for programs."""
+    """Drop the progress that is meant for people."""
 
 
 async def _run(base: Path, say: Callable[[str], None], keep: bool) -> dict[str, Any]:
@@ -200,7 +200,7 @@ async def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
 
 
 async def _until(ask: Callable[[], Awaitable[dict[str, Any] | None]]) -> dict[str, Any]:
-    """Ask again until there is an answer; the demo's own limit ends it."""
+    """Ask again until there is an answer; the demo's own time limit ends it."""
     while True:
         try:
             answer = await ask()

@@ -1,6 +1,6 @@
 """`colony history`: lists, shows and verifies what has left the store for the home's history files.
 
-The files are written by the daemon; how they look is in `node.archive.chain`.
+The daemon writes the files; their form is in `node.archive.chain`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _directory(session: Session, colony: str | None) -> Path:
 def _read(
     directory: Path, wanted: Callable[[dict[str, Any]], bool], newest: int = 0
 ) -> list[dict[str, Any]]:
-    """Each wanted record once: of two about one thing the later one is at least as complete.
+    """Return each wanted record once: of two about one thing the later one is at least as complete.
 
     With `newest`, at least that many of those that ended last are among them, and not all.
     """
@@ -207,7 +207,9 @@ def show(session: Session, colony: str | None, identifier: str) -> None:
 
 
 def _forward(record: dict[str, Any]) -> list[tuple[str, object]]:
-    """What other colonies signed of a process: who asked for it, and how it ended; checked now."""
+    """Return what other colonies signed about a process: its request and its outcome; checked
+    now.
+    """
     told = record.get("forward")
     if not told:
         return []

@@ -68,7 +68,7 @@ def init(session: Session, name: str | None, new_store: bool) -> None:
 
 
 def _give_up(home: Path) -> Path | None:
-    """Have the next start make a store; gives where the old one is, if there was any."""
+    """Have the next start make a store; return where the old one is, if there was any."""
     from node.etcd.errors import StoreRefused
     from node.etcdserver.identity import begin_anew
     from node.host.home import Home

@@ -1,6 +1,7 @@
-"""`colony key`: makes private keys and tells their ids.
+"""`colony key`: makes private keys and prints their ids.
 
-A key never travels: ids are what others are given. Which key signs a call is in `cli.core.session`.
+A key never leaves the home: other colonies get ids. `cli.core.session` decides which key signs a
+call.
 """
 
 from __future__ import annotations

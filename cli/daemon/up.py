@@ -1,6 +1,6 @@
 """`colony up`: runs the daemon in the foreground.
 
-What the daemon is made of is in `cli.daemon.colonyd` and `node.daemon.main`.
+The parts of the daemon are in `cli.daemon.colonyd` and `node.daemon.main`.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ file = colony_group(
 
 
 def amount(size: object) -> str:
-    """Bytes for people."""
+    """Return a number of bytes for people."""
     number = float(size) if isinstance(size, int | float) else 0.0
     for unit in ("B", "KiB", "MiB", "GiB"):
         if number < 1024:
@@ -43,7 +43,7 @@ def amount(size: object) -> str:
 
 
 def full_name(row: dict[str, Any]) -> str:
-    """LABEL/NAME of a version."""
+    """Return LABEL/NAME of a version."""
     return f"{str(row.get('label', '')).rstrip('/')}/{row.get('name')}"
 
 
@@ -250,7 +250,7 @@ _CLASH = "move away what is in the way here, or `colony file rm` it in the colon
 
 
 def _refuse_conflicts(made: SyncPlan, root: str, keep: str | None) -> None:
-    """Raise Failure, with names, for what the user has to decide first."""
+    """Raise Failure, with names, for conflicts that the user has to decide first."""
     if made.conflicts:
         listed = ", ".join(item.below(root) for item in made.conflicts[:5])
         raise Failure(
@@ -268,7 +268,7 @@ def _refuse_conflicts(made: SyncPlan, root: str, keep: str | None) -> None:
 async def _compare(
     ours: FileSession, directory: Path, root: str
 ) -> tuple[DirectoryScan, dict[FileKey, dict[str, Any]]]:
-    """What a directory and the colony have under a label."""
+    """Return what a directory and the colony have under a label."""
     import trio
 
     from cli.files.syncplan import scan

@@ -1,7 +1,7 @@
-"""The bytes of files on an S3 server, where upstream's SDKs put them; the same variables say where.
+"""The bytes of files on an S3 server, where upstream's SDKs put them, with the same variables.
 
-Requests are signed by botocore (the extra `colonyd[s3]`) and sent by httpx. What files there are is
-the colony's knowledge, not the server's.
+Requests are signed by botocore (the extra `colonyd[s3]`) and sent by httpx. The colony knows which
+files exist, not the server.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TRUE = ("true", "1", "yes")
 
 @dataclass(frozen=True)
 class S3Settings:
-    """What $AWS_S3_* say. `endpoint` is host:port; secrets never leave this machine."""
+    """The settings in $AWS_S3_*. `endpoint` is host:port; secrets never leave this machine."""
 
     endpoint: str
     accesskey: str
@@ -41,7 +41,10 @@ class S3Settings:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> S3Settings | None:
-        """The settings, or None without $AWS_S3_ENDPOINT. Raises Failure when one is missing."""
+        """Return the settings, or None without $AWS_S3_ENDPOINT.
+
+        Raises Failure when one is missing.
+        """
         endpoint = environ.get("AWS_S3_ENDPOINT", "")
         if not endpoint:
             return None
@@ -68,7 +71,7 @@ class S3Store:
     """One bucket of one server."""
 
     def __init__(self, settings: S3Settings) -> None:
-        """Raises Failure when the extra is not installed."""
+        """Use the bucket of these settings. Raises Failure when the extra is not installed."""
         self._settings = settings
         self._sign = _signer(settings)
         self._ready = False
@@ -129,13 +132,14 @@ class S3Store:
         return {"protocol": "s3", "s3object": place}
 
     async def get(self, file: dict[str, Any], offset: int) -> AsyncGenerator[bytes, None]:
-        """The bytes of a version from `offset` on. Raises Failure, httpx.TransportError."""
+        """Return the bytes of a version from `offset` on. Raises Failure, httpx.TransportError."""
         place = file["ref"]["s3object"]
         server, port = str(place["server"]), int(place["port"])
         # Upstream's Go client writes host:port as server, and -1 as port.
         endpoint = f"{server}:{port}" if port > 0 else server
         if endpoint != self._settings.endpoint:
-            # The keys are for the server they were set for, not for one that a member wrote down.
+            # The keys are for the server they were set for, not for one that a member wrote into a
+            # file.
             raise Failure(
                 f"{file['name']} is on {endpoint}, the keys are for {self._settings.endpoint}",
                 code=NOT_FOUND,
@@ -154,7 +158,7 @@ class S3Store:
 
 
 def _signer(settings: S3Settings) -> Any:
-    """A function from method and URL to signed headers."""
+    """Return a function from method and URL to signed headers."""
     try:
         from botocore.auth import S3SigV4Auth  # type: ignore[import-untyped]
         from botocore.awsrequest import AWSRequest  # type: ignore[import-untyped]
@@ -181,7 +185,7 @@ def _signer(settings: S3Settings) -> Any:
 
 def _url(tls: bool, endpoint: str, *parts: str) -> str:
     for part in parts:
-        # Bucket and object come from a file's metadata: they must stay what they are in a path.
+        # Bucket and object come from a file's metadata: they must not change the path.
         if not part.replace("-", "").replace(".", "").replace("_", "").isalnum():
             raise Failure(
                 f"{part[:80]!r} is no bucket or object of S3 that this client can address"
@@ -190,7 +194,7 @@ def _url(tls: bool, endpoint: str, *parts: str) -> str:
 
 
 class _Body:
-    """A file as it is sent: as many bytes as were announced, hashed on the way."""
+    """A file as it is sent: exactly the announced number of bytes, hashed on the way."""
 
     def __init__(self, path: Path, size: int, meter: Meter) -> None:
         self._path = path

@@ -1,6 +1,6 @@
-"""What commands about files share: calls, the places of bytes, and the spelling of names.
+"""The session of commands about files: calls, the places of bytes, and the spelling of names.
 
-The commands are in `cli.files.file` and `cli.files.snapshot`, moving bytes in `cli.files.transfer`
+The commands are in `cli.files.file` and `cli.files.snapshot`, the transfers in `cli.files.transfer`
 and `cli.files.s3`.
 """
 
@@ -36,17 +36,17 @@ class FileSession:
     s3: Store | None
 
     async def call(self, payloadtype: str, fields: dict[str, Any], attempts: int = 3) -> Any:
-        """One call in the colony."""
+        """Make one call in the colony."""
         fields = {"colonyname": self.colony, **fields}
         return await self.client.call(payloadtype, fields, self.key, 30.0, attempts=attempts)
 
     async def newest(self, target: str) -> dict[str, Any]:
-        """The newest version of LABEL/NAME, or the one with an id. Raises NotFound."""
+        """Return the newest version of LABEL/NAME, or the version with an id. Raises NotFound."""
         found = await self.call("getfilemsg", {**address(target), "latest": True})
         return dict(found[0])
 
     def keeper(self, version: dict[str, Any]) -> Store:
-        """Where the bytes of a version are. Raises Failure without keys for them."""
+        """Return the place of the bytes of a version. Raises Failure without keys for it."""
         if version["ref"]["protocol"] == "colonyd":
             return self.daemon
         if self.s3 is None:
@@ -66,7 +66,7 @@ class FileSession:
         if content.size or store is self.daemon:
             ref = await store.put(path, content, progress)
         else:
-            # As upstream: nothing is stored of an empty file.
+            # As upstream: no bytes are stored for an empty file.
             ref = {"protocol": "s3", "s3object": {}}
         new = {
             "colonyname": self.colony,
@@ -86,7 +86,7 @@ class FileSession:
         progress: Meter,
         may_replace: Callable[[Path], bool] = lambda path: False,
     ) -> None:
-        """Download a version to a path; what is there stays unless `may_replace` allows it."""
+        """Download a version to a path; an existing file stays unless `may_replace` allows it."""
         from cli.files.transfer import fetch
 
         await fetch(self.keeper(version), version, target, progress, may_replace)
@@ -99,11 +99,11 @@ class FileSession:
         local: DirectoryScan,
         version: Callable[[FileKey], Awaitable[dict[str, Any]]],
     ) -> None:
-        """Do what a plan says about downloads; who loses a place meanwhile joins its clashes."""
+        """Do the downloads of a plan; a file that loses its place meanwhile joins the clashes."""
         from cli.files.transfer import TargetExists, digest, meter
 
         def unchanged(path: Path) -> bool:
-            # Changed since it was compared: that was not in the plan.
+            # Changed since it was compared: the plan does not cover it.
             return not path.is_symlink() and path.is_file() and digest(path) == before
 
         for item in sorted([*made.download, *made.replace]):
@@ -120,7 +120,7 @@ class FileSession:
 
 @asynccontextmanager
 async def file_session(session: Session) -> AsyncIterator[FileSession]:
-    """Open what file commands need. Raises Failure when the S3 settings are incomplete."""
+    """Give a file session. Raises Failure when the S3 settings are incomplete."""
     from contextlib import AsyncExitStack
 
     from cli.files.s3 import S3Settings, S3Store
@@ -136,7 +136,7 @@ async def file_session(session: Session) -> AsyncIterator[FileSession]:
 
 
 def address(target: str) -> dict[str, str]:
-    """The fields of a call that name a file: an id, or LABEL/NAME."""
+    """Return the fields of a call that name a file: an id, or LABEL/NAME."""
     if len(target) == _ID and "/" not in target:
         return {"fileid": target}
     label, _, name = target.rpartition("/")
@@ -146,7 +146,7 @@ def address(target: str) -> dict[str, str]:
 
 
 def checked_item(label: str, name: str) -> FileKey:
-    """Label and name in their one spelling. Raises Failure (usage)."""
+    """Return label and name in their one spelling. Raises Failure (usage)."""
     from cli.files.syncplan import FileKey
     from node.files.labels import check_name, normalise_label
     from node.model.errors import RpcError
@@ -165,7 +165,7 @@ def require_inside(directory: Path, path: Path) -> None:
 
 def prepare(directory: Path, path: Path) -> None:
     """Make the directories on the way to `path`. Raises Failure when they are not inside."""
-    # The nearest one there is may be a link; what is made below it then lies there too.
+    # The nearest existing directory may be a link; new ones below it would lie there, too.
     nearest = next(each for each in path.parents if each.exists() or each == directory)
     require_inside(directory, nearest / "x")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Compares a directory with a label: what to upload, what to download, what clashes.
+"""The sync plan: compares a directory with a label: what to upload, what to download, what clashes.
 
-Values in, a plan out; carrying it out is in `cli.files.file`.
+Values in, a plan out; `cli.files.file` carries it out.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ class FileKey:
     name: str
 
     def below(self, label: str) -> str:
-        """The path of the item in a directory that stands for `label`."""
+        """Return the path of the file in a directory that stands for `label`."""
         inner = self.label if label == "/" else self.label[len(label) :]
         return f"{inner.strip('/')}/{self.name}".lstrip("/")
 
 
 @dataclass
 class DirectoryScan:
-    """What a directory holds; `skipped` are paths that no label and name can stand for.
+    """The content of a directory; `skipped` are paths that no label and name can stand for.
 
-    `others` has all that is there beside `files`: its path below the directory, and what it is.
+    `others` has everything beside `files`: its path below the directory, and what it is.
     """
 
     files: dict[FileKey, FileDigest] = field(default_factory=dict)
@@ -46,10 +46,10 @@ class DirectoryScan:
 
 @dataclass
 class SyncPlan:
-    """What is to be done; conflicts are in one of the first three once a side is chosen.
+    """The things to do; conflicts are in one of the first three once a side is chosen.
 
-    Only what `replace` names takes the place of a local file. `clashes` are files of the colony
-    that have no place of their own in the directory, and why.
+    Only files that `replace` names take the place of a local file. `clashes` are files of the
+    colony that have no place of their own in the directory, and why.
     """
 
     upload: list[FileKey] = field(default_factory=list)
@@ -63,7 +63,7 @@ class SyncPlan:
 def plan(local: Mapping[FileKey, str], remote: Mapping[FileKey, str], keep: str | None) -> SyncPlan:
     """Compare checksums; `keep` is "local", "remote" or None to leave conflicts standing.
 
-    Nothing is ever deleted: what one side lacks, it gets.
+    Nothing is ever deleted: each side gets the files that it lacks.
     """
     made = SyncPlan()
     for item in sorted(local.keys() | remote.keys()):
@@ -95,7 +95,7 @@ def settle(made: SyncPlan, found: DirectoryScan, root: str) -> None:
 def _in_the_way(
     path: str, here: Mapping[str, str], wanted: Collection[str], above: Collection[str]
 ) -> str:
-    """Why nothing can be downloaded to `path`, or an empty text."""
+    """Return why nothing can be downloaded to `path`, or ""."""
     if path == MARKER or is_partial(path.rpartition("/")[2]):
         return "the name is one of this command's own"
     if path in here:
@@ -151,7 +151,7 @@ def scan(directory: Path, label: str) -> DirectoryScan:
 
 
 def read_marker(directory: Path) -> str | None:
-    """The label in a directory's marker, if it has a usable one."""
+    """Return the label in a directory's marker, if it has a usable one."""
     try:
         label = json.loads((directory / MARKER).read_text("utf-8"))["label"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -160,6 +160,6 @@ def read_marker(directory: Path) -> str | None:
 
 
 def write_marker(directory: Path, label: str) -> None:
-    """Remember in a directory which label it is kept in step with. Raises OSError."""
+    """Write into a directory which label it is kept in step with. Raises OSError."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / MARKER).write_text(json.dumps({"label": label}) + "\n", "utf-8")

@@ -1,7 +1,7 @@
-"""Moves the bytes of files between this machine and where a colony keeps them.
+"""Transfers of files' bytes between this machine and the place where a colony keeps them.
 
 Bytes go to the daemon's own directory or, in `cli.files.s3`, to an S3 server; every download is
-checked against the checksum the colony has. Which files are moved is decided in `cli.files.file`.
+checked against the colony's checksum. `cli.files.file` decides which files are moved.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Meter = Callable[[int], None]
 
 @dataclass(frozen=True)
 class FileDigest:
-    """What a file on this machine holds: SHA-256 in hex and size in bytes."""
+    """The content of a file on this machine: SHA-256 in hex and size in bytes."""
 
     checksum: str
     size: int
@@ -57,7 +57,7 @@ class Store(Protocol):
         """Upload and return the file's `ref`."""
 
     def get(self, file: dict[str, Any], offset: int) -> AsyncGenerator[bytes, None]:
-        """The bytes of a version of a file from `offset` on."""
+        """Return the bytes of a version of a file from `offset` on."""
 
 
 def digest(path: Path) -> FileDigest:
@@ -72,7 +72,7 @@ def digest(path: Path) -> FileDigest:
 
 @contextmanager
 def meter(what: str, total: int) -> Iterator[Meter]:
-    """A progress bar on stderr when that is a terminal and `total` bytes take a while."""
+    """Show a progress bar on stderr when that is a terminal and `total` bytes take a while."""
     if total < _SHOWN or not sys.stderr.isatty():
         yield lambda size: None
         return
@@ -92,7 +92,7 @@ _PARTIAL = re.compile(r"\.colonyd-[0-9a-f]{8}\.part")
 
 
 def is_partial(name: str) -> bool:
-    """Tell whether a name is that of a download that is not complete."""
+    """Return whether a name is that of an incomplete download."""
     return _PARTIAL.fullmatch(name) is not None
 
 
@@ -105,8 +105,8 @@ async def fetch(
 ) -> None:
     """Write a version of a file to `target`, which appears only when whole and checked.
 
-    What is at `target` by then stays, unless `may_replace` says otherwise. A connection that
-    breaks is taken up where it broke. Raises TargetExists, another Failure, or RpcError.
+    A file that is at `target` by then stays, unless `may_replace` allows it. After a broken
+    connection the download goes on from there. Raises TargetExists, another Failure, or RpcError.
     """
     partial = target.with_name(f".colonyd-{secrets.token_hex(4)}.part")
     hashed, size, idle = hashlib.sha256(), int(file["size"]), 0
@@ -145,7 +145,7 @@ async def fetch(
 
 
 class TargetExists(Failure):
-    """Something is at the place of a download, and stays."""
+    """Another file is at the place of a download, and stays."""
 
 
 def _publish(partial: Path, target: Path, may_replace: Callable[[Path], bool]) -> None:
@@ -166,7 +166,7 @@ class DaemonStore:
     """The directory of a daemon: uploads in parts that go on after an interruption."""
 
     def __init__(self, client: Client, colony: str, key: PrivateKey) -> None:
-        """`client` is open for as long as this is used."""
+        """Use `client`, which must stay open meanwhile."""
         self._client = client
         self._colony = colony
         self._key = key
@@ -195,7 +195,9 @@ class DaemonStore:
         return ticket
 
     async def put(self, path: Path, content: FileDigest, meter: Meter) -> dict[str, Any]:
-        """Upload what the daemon lacks of a file. Raises Failure, RpcError, Unreachable."""
+        """Upload the bytes of a file that the daemon lacks. Raises Failure, RpcError,
+        Unreachable.
+        """
         ticket = await self._ticket("PUT", content)
         done = ticket["offset"]
         meter(done)
@@ -222,14 +224,14 @@ class DaemonStore:
     async def _put_part(
         self, ticket: dict[str, Any], file: Any, offset: int, content: FileDigest
     ) -> tuple[int, bool]:
-        """Send one part: the offset reached, and whether that was all."""
+        """Send one part; return the offset reached, and whether that was all."""
         size = content.size
         await file.seek(offset)
         part = await file.read(min(ticket["partsize"], size - offset))
         if len(part) < min(ticket["partsize"], size - offset):
             raise Failure(f"{file.name}: it became shorter while it was read")
         span = f"{offset}-{offset + len(part) - 1}" if part else "*"
-        # The last part is answered when all is hashed and on the disk.
+        # The last part is answered when the whole file is hashed and on the disk.
         patience = httpx.Timeout(_QUIET + size / _SLOWEST, connect=5.0)
         answer = await ask(
             self._http,
@@ -254,7 +256,7 @@ class DaemonStore:
         raise _Retry(f"status {answer.status_code}")
 
     async def get(self, file: dict[str, Any], offset: int) -> AsyncGenerator[bytes, None]:
-        """The bytes of a version from `offset` on. Raises RpcError, httpx.TransportError."""
+        """Return the bytes of a version from `offset` on. Raises RpcError, httpx.TransportError."""
         content = FileDigest(file["checksum"], int(file["size"]))
         ticket = await self._ticket("GET", content)
         headers = {"range": f"bytes={offset}-"} if offset else {}

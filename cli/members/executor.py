@@ -1,6 +1,6 @@
 """`colony executor`: the colony's executors: added, approved, rejected, shown, removed.
 
-Being an executor is `cli.worker.command`'s work; the functions of executors are in
+The shell worker is in `cli.worker.command`; the functions of executors are in
 `cli.members.function`.
 """
 
@@ -72,7 +72,7 @@ def ls(session: Session, show_all: bool, kind: str | None, location: str | None,
 
 
 def state_name(state: object) -> str:
-    """The word for an executor state number."""
+    """Return the word for an executor state number."""
     if isinstance(state, int) and 0 <= state < len(STATES):
         return STATES[state]
     return f"unknown ({state})"

@@ -1,6 +1,6 @@
 """`colony function`: what executors say they can do, and how long that took so far.
 
-Running a function is `cli.work.run`'s work.
+Functions are run by `cli.work.run`.
 """
 
 from __future__ import annotations

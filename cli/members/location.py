@@ -1,6 +1,6 @@
 """`colony location`: named places where executors stand.
 
-Matching work to places is the daemon's.
+The daemon matches processes to places.
 """
 
 from __future__ import annotations

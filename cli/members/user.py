@@ -1,6 +1,6 @@
 """`colony user`: the people who may submit work.
 
-Who may do what is decided by the daemon.
+The daemon checks rights.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`colony completion`: the script that lets a shell complete commands and options.
 
-What completes is click; here it is only printed.
+click completes; here the script is only printed.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ from cli.core.terminal import print_line
 _MIB = 2**20
 _MOST_NAMED = 5  # files of other users that are named one by one
 _DISK_FAIL, _DISK_WARN = 256 * _MIB, 2048 * _MIB  # bytes: the store's quota is 2 GiB by default
-_EARLIEST_YEAR = 2025  # no host that runs this release can honestly be earlier
-_STEP_DAYS = 7  # for which a step of the clock is told
+_EARLIEST_YEAR = 2025  # no host that runs this release can honestly have an earlier clock
+_STEP_DAYS = 7  # days for which a step of the clock is reported
 _MDNS_PORT = 5353
 # These releases can corrupt data (etcd issue 13766 and its kin).
 _CORRUPTING = re.compile(r"etcd Version: (3\.5\.[0-2])\b")
@@ -69,7 +69,7 @@ def _all(session: Session) -> Iterator[Check]:
 
 
 def check_clock(now: float) -> Check:
-    """Whether the clock (Unix s) shows a time at which this release can exist."""
+    """Return whether the clock (Unix s) shows a time at which this release can exist."""
     year = time.gmtime(now).tm_year
     text = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
     if year < _EARLIEST_YEAR:
@@ -78,7 +78,9 @@ def check_clock(now: float) -> Check:
 
 
 def check_steps(told: dict[str, Any]) -> Iterator[Check]:
-    """What the daemon says of its clock: behind what the store saw, or set in the last week."""
+    """Return what the daemon reports about its clock: behind the store's times, or set in the last
+    week.
+    """
     from cli.peers.peers import moment
     from federation.peers.clock import told as words
 
@@ -98,7 +100,7 @@ def check_steps(told: dict[str, Any]) -> Iterator[Check]:
 
 
 def check_home(home: Path) -> Check:
-    """Whether the home has been initialised and is ours to write."""
+    """Return whether the home has been initialised and is ours to write."""
     if not (home / "keys").is_dir():
         return Check("home", False, f"no colony at {home}", "`colony init`, or --home")
     if not os.access(home, os.W_OK | os.X_OK):
@@ -107,14 +109,14 @@ def check_home(home: Path) -> Check:
 
 
 def check_owner(home: Path) -> Iterator[Check]:
-    """Whether all of the home belongs to one user, who is the one that runs the daemon."""
+    """Return whether all of the home belongs to one user, and this user runs the daemon."""
     from node.host.home import foreign_files, user_name
 
     try:
         owner = user_name(home.stat().st_uid)
         found = list(islice(foreign_files(home), _MOST_NAMED))
     except OSError:
-        return  # said by the check of the home
+        return  # reported by check_home
     for path, uid in found:
         detail = f"{path} belongs to {user_name(uid)}, its home to {owner}"
         yield Check("owner", False, detail, f"as root: chown -hR {owner} {home}")
@@ -123,7 +125,7 @@ def check_owner(home: Path) -> Iterator[Check]:
 
 
 def check_keys(directory: Path) -> Iterator[Check]:
-    """Whether only their owner can read the key files, that of TLS among them."""
+    """Return whether only their owner can read the key files, that of TLS among them."""
     try:
         found = sorted(directory.glob("*.key"))
         tls = [path for path in [directory.parent / "tls.key"] if path.exists()]
@@ -143,7 +145,7 @@ def check_keys(directory: Path) -> Iterator[Check]:
 
 
 def check_config(session: Session) -> Check:
-    """Whether the configuration can be read."""
+    """Return whether the configuration can be read."""
     try:
         session.config()
     except Failure as error:
@@ -152,7 +154,7 @@ def check_config(session: Session) -> Check:
 
 
 def check_peer_settings(session: Session) -> Iterator[Check]:
-    """Whether the addresses under [[peers]] can be those of other colonies."""
+    """Return whether the addresses under [[peers]] can be those of other colonies."""
     from federation.peers.unreachable import wrong_peers
 
     with suppress(Failure):  # reported by check_config
@@ -161,7 +163,7 @@ def check_peer_settings(session: Session) -> Iterator[Check]:
 
 
 def check_disk(home: Path) -> Check:
-    """Free space where the home is, or will be."""
+    """Return the free space where the home is, or will be."""
     place = home
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -175,7 +177,7 @@ def check_disk(home: Path) -> Check:
 
 
 def check_etcd(session: Session) -> Check:
-    """Whether there is an etcd to run, unless the configuration names a cluster."""
+    """Return whether there is an etcd to run, unless the configuration names a cluster."""
     try:
         if session.config().etcd.endpoints:
             return Check("etcd", True, "an existing cluster is configured")
@@ -194,7 +196,7 @@ def check_etcd(session: Session) -> Check:
 
 
 def check_place(session: Session) -> Iterator[Check]:
-    """Whether the store that the home had is gone, as the daemon's start judges it."""
+    """Return whether the store that the home had is gone, as the daemon's start judges it."""
     from node.etcd.errors import StoreRefused
     from node.etcdserver.identity import require_place
     from node.host.home import Home
@@ -216,7 +218,7 @@ def judge_etcd(binary: str, text: str) -> Check:
 
 
 def check_mdns(proc: Path) -> Check:
-    """Which other programs answer on UDP 5353, as far as this user may see (Linux)."""
+    """Return which other programs answer on UDP 5353, as far as this user may see (Linux)."""
     inodes: set[str] = set()
     for name in ("udp", "udp6"):
         try:
@@ -236,7 +238,7 @@ def check_mdns(proc: Path) -> Check:
 
 
 def sockets_on(port: int, table: str) -> set[str]:
-    """The inodes of sockets bound to `port` in the text of /proc/net/udp."""
+    """Return the inodes of sockets bound to `port` in the text of /proc/net/udp."""
     found: set[str] = set()
     for line in table.splitlines()[1:]:
         columns = line.split()
@@ -246,7 +248,7 @@ def sockets_on(port: int, table: str) -> set[str]:
 
 
 def owners(proc: Path, inodes: set[str]) -> set[str]:
-    """Names of the processes that hold any of these sockets open."""
+    """Return the names of the processes that hold any of these sockets open."""
     wanted = {f"socket:[{inode}]" for inode in inodes}
     names: set[str] = set()
     for process in proc.glob("[0-9]*"):
@@ -259,7 +261,7 @@ def owners(proc: Path, inodes: set[str]) -> set[str]:
 
 
 def check_daemon(session: Session) -> Iterator[Check]:
-    """Whether the daemon answers, knows this user, and reaches its peers."""
+    """Return whether the daemon answers, knows this user, and reaches its peers."""
     from cli.core.client import Unreachable
     from node.model.errors import Denied, RpcError
 
@@ -341,7 +343,7 @@ def check_daemon(session: Session) -> Iterator[Check]:
 
 
 def check_peer(name: str, reply: dict[str, Any]) -> Check:
-    """Whether a trusted peer answers, and processes can be exchanged with it."""
+    """Return whether a trusted peer answers, and processes can be exchanged with it."""
     if not reply.get("ok"):
         next_step = "is its daemon up and its federation port (50081) open?"
         return Check("peer", False, f"{name}: {reply.get('error')}", next_step)
@@ -351,7 +353,7 @@ def check_peer(name: str, reply: dict[str, Any]) -> Check:
 
 
 def check_store(etcd: dict[str, Any]) -> Check:
-    """Whether the store has room, by what the daemon says of it."""
+    """Return whether the store has room, as the daemon reports."""
     quota, used = int(etcd.get("quota") or 0), int(etcd.get("inuse") or 0)
     if why := str(etcd.get("why") or ""):
         return Check("store", False, f"{etcd.get('level')}: {why}", str(etcd.get("next") or ""))
@@ -360,7 +362,7 @@ def check_store(etcd: dict[str, Any]) -> Check:
 
 
 def check_work(status: dict[str, Any]) -> Iterator[Check]:
-    """Whether work is handed out, and somebody can take what waits."""
+    """Return whether processes are assigned, and an executor can take each waiting one."""
     from cli.ops.status import vain
 
     if status.get("paused"):
@@ -372,12 +374,12 @@ def check_work(status: dict[str, Any]) -> Iterator[Check]:
 
 
 def check_daemon_clock(told: float | None, asked: float, heard: float) -> Iterator[Check]:
-    """Whether the daemon's clock (Unix s) shows what this host's did while it was asked."""
+    """Return whether the daemon's clock (Unix s) showed this host's time when it was asked."""
     from cli.peers.peers import SAME_CLOCK
     from federation.peers.clock import told as words
 
     if told is None:
-        return  # a version that does not tell
+        return  # a version that does not report it
     apart = max(asked - told, told - heard)
     if apart > SAME_CLOCK:
         way = "behind" if told < asked else "ahead of"
@@ -390,7 +392,7 @@ def check_daemon_clock(told: float | None, asked: float, heard: float) -> Iterat
 
 
 def check_other(session: Session, info: dict[str, Any]) -> Check | None:
-    """Whether the daemon that refused this user is another one than this home's."""
+    """Return whether the daemon that refused this user is another one than this home's."""
     from node.host.home import Home
     from node.host.keys import IdentityError, read_key
 
@@ -410,7 +412,7 @@ def check_other(session: Session, info: dict[str, Any]) -> Check | None:
 
 
 def check_silent(silent: dict[str, Any]) -> Check:
-    """Whether processes run of which their executors may never have heard."""
+    """Return whether processes run of which their executors may never have heard."""
     count, some = int(silent.get("count") or 0), silent.get("processids") or []
     if not count:
         return Check("running", True, "nothing without a limit whose executor has been silent")
@@ -424,7 +426,7 @@ def check_silent(silent: dict[str, Any]) -> Check:
 
 
 def check_memory(told: dict[str, Any]) -> Check:
-    """Whether the daemon judges messages by a later time than its clock's."""
+    """Return whether the daemon judges messages by a later time than its clock's."""
     from cli.peers.peers import SAME_CLOCK, moment
     from federation.peers.clock import told as words
     from federation.wire.messages import MOST
@@ -447,7 +449,7 @@ def check_memory(told: dict[str, Any]) -> Check:
 
 
 def check_peer_clock(name: str, reading: dict[str, Any] | None) -> Iterator[Check]:
-    """Whether a peer's clock shows what ours does, if it was measured."""
+    """Return whether a peer's clock shows what ours does, if it was measured."""
     from cli.peers.peers import SAME_CLOCK, clock
 
     if not reading:

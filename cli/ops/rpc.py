@@ -1,6 +1,6 @@
 """`colony rpc`: the calls that a daemon answers, read from the code itself: no daemon is asked.
 
-How they are described is in `node.daemon.reference`.
+`node.daemon.reference` describes them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ rpc = colony_group("rpc", "The calls that a daemon answers.", "colony rpc ls")
 
 
 def all_calls() -> list[Call[Any]]:
-    """Every row of the table, federation's and the subscriptions included."""
+    """Return every row of the table, federation's and the subscriptions included."""
     from federation.service.rpc import calls as federation_calls
     from node.daemon import pubsub
     from node.daemon.main import HANDLERS
 
-    # Nothing is called: what the handlers are bound to may be nothing.
+    # No handler is called, so they may be bound to nothing.
     nothing = cast("Any", None)
     rows = [call for module in (*HANDLERS, pubsub) for call in module.calls.of(nothing)]
     return rows + federation_calls(nothing)

@@ -1,6 +1,6 @@
-"""`colony server`: the server behind the colonies: what it is, what it counts, whether it lives.
+"""`colony server`: the server behind the colonies: its version, counters and health.
 
-Running one is `cli.daemon.up`'s work; the home colony's state is in `cli.ops.status`.
+`cli.daemon.up` runs one; the home colony's state is in `cli.ops.status`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""`colony status`: how the daemon is, at a glance.
+"""`colony status`: the state of the daemon, at a glance.
 
-Looking for causes of trouble is `cli.ops.doctor`'s work.
+`cli.ops.doctor` looks for causes of trouble.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ def status(session: Session) -> None:
 
 
 def vain(each: dict[str, Any]) -> str:
-    """What waits that nobody takes: such as '3 processes: no executor of type "x" ...'."""
+    """Return which processes can't be taken, such as '3 processes: no executor of type "x" ...'."""
     count = int(each.get("count") or 0)
     least = "at least " if each.get("more") else ""
     return f"{least}{count} process{'es' * (count != 1)}: {each.get('why')}"
 
 
 def counts(numbers: dict[str, int] | None) -> str:
-    """Such as '2 trusted, 1 pending'; zeros are left out."""
+    """Return a text such as '2 trusted, 1 pending'; zeros are left out."""
     shown = [f"{number} {name}" for name, number in (numbers or {}).items() if number]
     return ", ".join(shown) or "none"

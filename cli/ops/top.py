@@ -33,7 +33,10 @@ _PIPE_WIDTH = 160  # columns when stdout is no terminal
 async def look(
     client: Client, key: PrivateKey, owner: PrivateKey | None, colony: str
 ) -> dict[str, Any]:
-    """All that is shown, in one round of calls at the same time. Raises RpcError, Unreachable."""
+    """Return all that is shown, in one round of calls at the same time.
+
+    Raises RpcError, Unreachable.
+    """
     seen: dict[str, Any] = {}
 
     async def ask(name: str, payloadtype: str, who: PrivateKey, **fields: Any) -> None:
@@ -104,7 +107,7 @@ def _processes(title: str, rows: list[dict[str, Any]], total: int, since: str) -
 
 
 def draw(colony: str, seen: dict[str, Any]) -> RenderableType:
-    """What `look` saw, as a screen."""
+    """Return the result of `look` as a screen."""
     from rich.console import Group
     from rich.text import Text
 
@@ -174,7 +177,7 @@ def top(session: Session, once: bool, every: float) -> None:
     key, colony = session.member_key(), session.colony()
     owner: PrivateKey | None = None
     with suppress(Failure):
-        owner = session.owner_key()  # peers are the owner's to see
+        owner = session.owner_key()  # only the owner may list peers
     console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
 
     async def look_once() -> None:

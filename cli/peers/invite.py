@@ -1,6 +1,6 @@
 """`colony peers invite` and `join`: a token on one side, mutual trust on both.
 
-How the secret is proven is in `federation.membership.invitations` and `federation.membership.join`.
+The secret is proven in `federation.membership.invitations` and `federation.membership.join`.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def invite(
 
 
 def _drawn(text: str) -> str:
-    """A QR code in half blocks, two rows a line, light where the terminal writes."""
+    """Return a QR code in half blocks, two rows a line, light where the terminal writes."""
     import segno
 
     rows = [list(row) for row in segno.make(text, error="l", micro=False).matrix_iter(border=4)]

@@ -1,6 +1,6 @@
 """`colony peers`: other colonies, as this one sees them, and trust in them.
 
-How peers are found and what trust allows is decided in `federation`.
+`federation` finds peers and decides what trust allows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cli.core.session import Session, colony_command, colony_group, confirm
 from cli.core.terminal import print_line, print_note
 from cli.peers.invite import invite, join
 
-SAME_CLOCK = 10  # seconds between clocks that nobody need care about
+SAME_CLOCK = 10  # seconds between clocks that do not matter
 
 peers = colony_group(
     "peers",
@@ -31,7 +31,7 @@ peers = colony_group(
 
 
 def _state(peer: dict[str, Any]) -> str:
-    """Its state, and on whose word it is known if nobody decided about it."""
+    """Return a peer's state, and for an undecided one the peer that introduced it."""
     state, by = str(peer.get("state") or ""), peer.get("introducedby") or []
     if by and (state == "pending" or peer.get("distance")):
         return f"{state}, introduced by {', '.join(by)}"
@@ -39,13 +39,13 @@ def _state(peer: dict[str, Any]) -> str:
 
 
 def _name(peer: dict[str, Any]) -> str:
-    """The name under which it was trusted, and the one that it has taken since."""
+    """Return the name under which a peer was trusted, and its present name if that differs."""
     name, said = str(peer.get("name") or ""), peer.get("said")
     return f"{name} (now calls itself {said})" if said else name
 
 
 def _renamed(peer: dict[str, Any]) -> str:
-    """What a colony that calls itself otherwise asks of the owner."""
+    """Return what the owner of a renamed peer should decide."""
     said = peer.get("said")
     if not said:
         return ""
@@ -215,12 +215,12 @@ def clock_(session: Session, reset: bool, yes: bool) -> None:
 
 
 def moment(seconds: Any) -> str:
-    """A time (Unix s) for people, such as "2026-05-01 12:00:00 UTC"."""
+    """Return a time (Unix s) for people, such as "2026-05-01 12:00:00 UTC"."""
     return f"{datetime.fromtimestamp(float(seconds or 0), UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _offers(said: dict[str, Any] | None) -> str:
-    """Such as 'cli (2 executors, 1 free, 0 waiting): *'; a line for each type."""
+    """Return a line for each executor type, such as 'cli (2 executors, 1 free, 0 waiting): *'."""
     if not said:
         return ""
     lines = [
@@ -258,7 +258,9 @@ def _print(session: Session, peer: dict[str, Any]) -> None:
 
 
 def left(peer: dict[str, Any]) -> str:
-    """What a colony left in the store here, of what it may, such as "12 entries of 500000, ..."."""
+    """Return what a peer left in the store here, of what it may, such as "12 entries of 500000,
+    ...".
+    """
     found, policy = peer.get("left") or {}, peer.get("policy") or {}
     if not any(found.values()):
         return ""
@@ -277,7 +279,7 @@ def left(peer: dict[str, Any]) -> str:
 
 
 def clock(reading: dict[str, Any] | None) -> str:
-    """What the clock of a peer shows, beside ours; "" while it was not measured."""
+    """Return how a peer's clock differs from ours; "" while it was not measured."""
     if not reading:
         return ""
     ahead = int(reading.get("ahead") or 0)

@@ -1,6 +1,6 @@
-"""`colony routes`: where processes go that name no colony, and why one would go where.
+"""`colony routes`: where processes go that name no colony, and why.
 
-Routes are settings of the daemon; what they mean is decided in `federation`.
+Routes are settings of the daemon; `federation` interprets them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`colony attribute`: keys and values that belong to a process.
 
-What they mean is between submitter and executor.
+Submitter and executor agree on their meaning.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""`colony channel`: messages between who submitted a process and who runs it, while it runs.
+"""`colony channel`: messages between the submitter of a process and its executor, while it runs.
 
-Programs subscribe over WebSocket; people, who read slower, are served by asking every so often.
+Programs subscribe over WebSocket; for people, who read more slowly, this polls.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _read(
             full = await full_id(session, client, processid)
             seen = after
             while True:
-                # Asked before reading: what was said before the end is then all read.
+                # Asked before reading: then all messages before the end are read.
                 closed = False
                 if follow:
                     found = await client.call("getprocessmsg", {"processid": full})

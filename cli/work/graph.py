@@ -1,4 +1,4 @@
-"""How a workflow is drawn: its nodes in the order they run, indented by how deep they stand.
+"""The drawing of a workflow: its nodes in the order they run, indented by depth.
 
 Values in, rows out; the calls are in `cli.work.workflow`.
 """
@@ -18,7 +18,7 @@ _DEEPEST = 12  # levels that are indented: deeper ones would leave no room
 
 
 def leaves(graph: Graph) -> list[str]:
-    """Ids of the processes that nothing waits for."""
+    """Return the ids of the processes without children."""
     sources = {edge["source"] for edge in graph.get("edges") or []}
     return [processid for processid in _ids(graph) if processid not in sources]
 
@@ -29,7 +29,7 @@ def _ids(graph: Graph) -> list[str]:
 
 
 def _relatives(graph: Graph) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Parents and children of each process."""
+    """Return parents and children of each process."""
     parents: dict[str, list[str]] = {processid: [] for processid in _ids(graph)}
     children: dict[str, list[str]] = {processid: [] for processid in parents}
     for edge in graph.get("edges") or []:
@@ -41,7 +41,8 @@ def _relatives(graph: Graph) -> tuple[dict[str, list[str]], dict[str, list[str]]
 
 
 def order(graph: Graph) -> list[tuple[str, int]]:
-    """Each process once with its depth, after all it waits for; a child follows its last parent.
+    """Return each process once with its depth, after all its parents; a child follows its last
+    parent.
 
     Nodes on a cycle, which no server should send, come last with depth 0.
     """
@@ -53,7 +54,7 @@ def order(graph: Graph) -> list[tuple[str, int]]:
     while ready:
         processid = ready.pop()
         found.append((processid, depth[processid]))
-        # Those that become free are taken at once: that is what makes it look like a tree.
+        # Nodes that become free are taken at once: that makes it look like a tree.
         for child in reversed(children[processid]):
             missing[child] -= 1
             depth[child] = max(depth[child], depth[processid] + 1)
@@ -64,7 +65,7 @@ def order(graph: Graph) -> list[tuple[str, int]]:
 
 
 def names(graph: Graph, processes: Processes) -> dict[str, str]:
-    """The node's name of each process."""
+    """Return the node's name of each process."""
     labels = {
         node["id"]: str((node.get("data") or {}).get("label") or "")
         for node in graph.get("nodes") or []
@@ -75,7 +76,7 @@ def names(graph: Graph, processes: Processes) -> dict[str, str]:
 
 
 def tree(graph: Graph, processes: Processes) -> list[list[object]]:
-    """One row for each node: name, state, function, what it waits for, id, errors."""
+    """Return one row for each node: name, state, function, parents, id, errors."""
     label = names(graph, processes)
     parents, _ = _relatives(graph)
     rows: list[list[object]] = []
@@ -96,7 +97,7 @@ def tree(graph: Graph, processes: Processes) -> list[list[object]]:
 
 
 def progress(graph: Graph, processes: Processes) -> str:
-    """Such as '5: 3 successful, 2 waiting'."""
+    """Return a text such as '5: 3 successful, 2 waiting'."""
     counts = Counter(state_name(process.get("state")) for process in processes.values())
     told = ", ".join(f"{number} {word}" for word, number in counts.most_common())
     return f"{len(_ids(graph))}" + (f": {told}" if told else "")

@@ -35,13 +35,13 @@ Show = Callable[[Line], None]
 
 
 async def fetch(client: Signed, **fields: Any) -> list[Line]:
-    """One page of lines, oldest first; fields as in `getlogsmsg`."""
+    """Return one page of lines, oldest first; fields as in `getlogsmsg`."""
     asked = {"processid": "", "executorname": "", "count": PAGE, "since": 0, "latest": False}
     return await client.call("getlogsmsg", asked | fields) or []
 
 
 async def drain(client: Signed, show: Show, since: int, **fields: Any) -> int:
-    """Show every line after `since` (Unix ns), page by page; returns the last one's time."""
+    """Show every line after `since` (Unix ns), page by page; return the last one's time."""
     while True:
         lines = await fetch(client, since=since, **fields)
         for line in lines:
@@ -52,7 +52,7 @@ async def drain(client: Signed, show: Show, since: int, **fields: Any) -> int:
 
 
 def plain(line: Line) -> None:
-    """Print a line's text alone: what was logged is data."""
+    """Print a line's text alone: the text is data."""
     print_result(str(line["message"]).rstrip("\n"))
 
 
@@ -65,7 +65,7 @@ def stamped(line: Line) -> None:
 
 
 def as_json_line(line: Line) -> None:
-    """Print a line as one line of JSON: what `--follow --json` gives."""
+    """Print a line as one line of JSON, for `--follow --json`."""
     print_line(json_text(line))
 
 
@@ -118,7 +118,7 @@ def get(
                 fields["processid"] = await full_id(session, client, processid)
             else:
                 fields["executorname"] = executorname
-            # What comes between two looks has a later time than all that was there.
+            # A line that comes between two looks has a later time than all before.
             lines = await fetch(client, since=begin, count=count, latest=latest, **fields)
             for line in lines:
                 show(line)

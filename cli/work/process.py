@@ -141,7 +141,7 @@ def show(session: Session, processid: str) -> None:
 
 
 def process_fields(found: dict[str, Any]) -> list[tuple[str, object]]:
-    """What `show` prints about a process."""
+    """Return what `show` prints about a process."""
     spec = found.get("spec") or {}
     conditions = spec.get("conditions") or {}
 
@@ -169,7 +169,7 @@ def process_fields(found: dict[str, Any]) -> list[tuple[str, object]]:
 
 
 def forward_fields(forward: dict[str, Any]) -> list[tuple[str, object]]:
-    """What `show` prints about a process's way to another colony."""
+    """Return what `show` prints about a process's way to another colony."""
     outcome = forward.get("outcome") or {}
     fields: list[tuple[str, object]] = [
         ("forwarded to", forward.get("peername") or forward.get("peer")),
@@ -201,7 +201,9 @@ def forward_fields(forward: dict[str, Any]) -> list[tuple[str, object]]:
 
 
 def _signed(outcome: dict[str, Any]) -> str:
-    """What was checked of a signed outcome: the signature, and that it answers what was sent."""
+    """Return what was checked of a signed outcome: the signature, and that it answers the
+    submission.
+    """
     if not outcome.get("signaturevalid"):
         return "✗ SIGNATURE NOT VALID"
     answers = outcome.get("answers")
@@ -213,7 +215,7 @@ def _signed(outcome: dict[str, Any]) -> str:
 
 
 def _named_line(named: dict[str, Any]) -> str:
-    """Whether a colony beyond the peer was checked to be the one that the target names."""
+    """Return whether a colony beyond the peer was checked to be the one that the target names."""
     name = cell_text(named.get("name"))
     if len(name) == 64:
         return f"{short(name)} ✓ checked by its id"
@@ -223,7 +225,7 @@ def _named_line(named: dict[str, Any]) -> str:
 
 
 def _there_line(there: dict[str, Any] | None) -> str:
-    """How a process fares at the other colony."""
+    """Return the state of a process at the other colony."""
     if not there:
         return ""
     text = state_name(there.get("state"))
@@ -234,13 +236,13 @@ def _there_line(there: dict[str, Any] | None) -> str:
 
 
 def _late_line(late: dict[str, Any]) -> str:
-    """What the peer told when nobody waited for it any more."""
+    """Return the late outcome of a peer, after the process was closed here."""
     name = f"{late.get('name') or 'colony'} {short(late.get('issuer'))}"
     return f"{state_name(late.get('state'))} at {name} {_signed(late)}"
 
 
 def _chain_line(step: dict[str, Any]) -> str:
-    """One colony of the way back, the last one ran it."""
+    """Return one colony of the way back; the last one ran the process."""
     name = f"{step.get('name') or 'colony'} {short(step.get('issuer'))}"
     if not step.get("signaturevalid"):
         return f"{name} ✗ SIGNATURE NOT VALID"
@@ -249,7 +251,7 @@ def _chain_line(step: dict[str, Any]) -> str:
 
 
 def origin_fields(asked: list[dict[str, Any]]) -> list[tuple[str, object]]:
-    """What `show` prints about the colonies that a process came from, its origin first."""
+    """Return what `show` prints about the colonies that a process came from, its origin first."""
     lines = [_chain_line(hop) for hop in asked]
     first = asked[0].get("initiator") if asked else ""
     return [("asked for by", "\n".join(lines)), ("submitted there by", first)] if lines else []

@@ -1,6 +1,6 @@
-"""`colony process resolve`: a person decides about a process of which a peer tells nothing.
+"""`colony process resolve`: a person decides about a process whose peer fell silent.
 
-What a decision does is in `federation.outbox.resolve`; the other commands are in
+The decisions are carried out in `federation.outbox.resolve`; the other commands are in
 `cli.work.process`.
 """
 

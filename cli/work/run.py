@@ -1,6 +1,6 @@
-"""`colony run`: submits a function spec and, when asked, waits for its output.
+"""`colony run`: submits a function spec and, with --wait, waits for its output.
 
-Watching processes submitted earlier is in `cli.work.process`.
+Processes submitted earlier are watched by `cli.work.process`.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def run(session: Session, wait: bool, follow: bool, timeout: float | None, **giv
 
 
 class LogFollower:
-    """Prints on stderr what is logged about a process, each line once."""
+    """Prints the log lines of a process on stderr, each line once."""
 
     def __init__(self, client: Signed, process: dict[str, Any]) -> None:
         self._client = client
@@ -120,19 +120,19 @@ class LogFollower:
         print_note(str(line["message"]).rstrip("\n"))
 
     async def look(self) -> None:
-        """Print what is new; a daemon that is away, or a peer's colony, has nothing to tell."""
+        """Print new lines; a daemon that is away, or a peer's colony, has none."""
         with suppress(RpcError, Unreachable):
             await drain(self._client, self._show, self._since, **self._fields)
 
     async def run(self) -> None:
-        """Look for ever, twice a second."""
+        """Look twice a second, until cancelled."""
         while True:
             await self.look()
             await trio.sleep(0.5)
 
 
 def spec_of(session: Session, given: dict[str, Any]) -> dict[str, Any]:
-    """The function spec that the options describe: those of --spec, with the options over it."""
+    """Return the function spec of the options: that of --spec, with the options over it."""
     spec: dict[str, Any] = read_object(given["file"], "spec") if given["file"] else {}
     if not given["funcname"] and not spec.get("funcname"):
         raise Failure(
@@ -161,7 +161,7 @@ def spec_of(session: Session, given: dict[str, Any]) -> dict[str, Any]:
     for option, name in _LIMITS.items():
         if given[option] is not None:
             merged[name] = given[option]
-    # 0 would mean "at once" to the server of old; people mean "no limit".
+    # To upstream's old server 0 means "at once"; people mean "no limit".
     for name in ("maxwaittime", "maxexectime"):
         merged[name] = merged[name] or -1
     if given["label"]:
@@ -183,7 +183,7 @@ run.context_settings["token_normalize_func"] = lambda name: _SPELLINGS.get(name,
 
 
 def called(name: str) -> click.Command:
-    """`run` under another name, hidden from lists of commands: "process run", for one."""
+    """Return `run` under another name, hidden from lists of commands: "process run", for one."""
     command = copy.copy(run)
     command.name, command.hidden = name.rpartition(" ")[2], True
     command.epilog = (run.epilog or "").replace("colony run", f"colony {name}")
@@ -200,7 +200,7 @@ _LIMITS = {
 
 
 def argument(text: str, as_json: bool) -> Any:
-    """An argument as given, or with `as_json` the JSON value it spells (else the text)."""
+    """Return an argument as given, or with `as_json` the JSON value it spells (else the text)."""
     if as_json:
         try:
             return json.loads(text)
@@ -220,7 +220,7 @@ def keyword(text: str, as_json: bool) -> tuple[str, Any]:
 def function_spec(
     funcname: str, args: list[Any], kwargs: dict[str, Any], *, colony: str, executor_type: str
 ) -> dict[str, Any]:
-    """A FunctionSpec with all fields that upstream's SDKs send; no limits of time."""
+    """Return a FunctionSpec with all fields that upstream's SDKs send; no limits of time."""
     return {
         "nodename": funcname,
         "funcname": funcname,

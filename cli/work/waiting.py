@@ -1,6 +1,7 @@
-"""What `run --wait` says while it waits: what the process waits for, and when nobody can take it.
+"""Notes of `run --wait` while it waits: what the process waits for, and when no executor can take
+it.
 
-Waiting itself is in `cli.work.process`.
+The waiting itself is in `cli.core.lookup`.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from cli.core.lookup import wait_closed
 from cli.core.output import short
 from cli.core.terminal import print_note
 
-_FIRST, _AGAIN = 1.0, 5.0  # seconds until it is said what a process waits for, and looked at again
+_FIRST, _AGAIN = 1.0, 5.0  # seconds until the first note, and between later looks
 
 
 async def wait_told(client: Signed, processid: str, timeout: float | None) -> dict[str, Any]:
-    """Wait as `wait_closed` does; what hinders a process is said on stderr after a second.
+    """Wait as `wait_closed` does; after a second, print on stderr what hinders the process.
 
-    On a terminal, also what it waits for as long as nothing hinders it.
+    On a terminal, also print what it waits for as long as nothing hinders it.
     """
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_tell, client, processid)
@@ -41,16 +42,18 @@ async def _tell(client: Signed, processid: str) -> None:
         except Unreachable:
             continue
         except RpcError:
-            return  # the daemon is of a version that can't say
+            return  # the daemon's version can't tell
         hindered, text = words(found)
         if text and text != told and (hindered or calm):
             print_note(text)
             told = text
-        calm = False  # the place in the line is of interest once
+        calm = False  # the place in the line is shown once
 
 
 def words(found: dict[str, Any]) -> tuple[bool, str]:
-    """Whether something hinders a process, and what it waits for; "" when it does not wait."""
+    """Return whether something hinders a process, and what it waits for; "" when it does not
+    wait.
+    """
     name = short(found.get("processid"))
     if found.get("state") != 0:
         return False, ""

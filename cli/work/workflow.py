@@ -1,6 +1,6 @@
 """`colony workflow`: submits graphs of functions, shows and awaits them, cancels and removes them.
 
-How a graph is drawn is in `cli.work.graph`; files are read by `cli.core.inputs`.
+`cli.work.graph` draws a graph; `cli.core.inputs` reads files.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ async def _load(client: Signed, graphid: str) -> dict[str, Any]:
 
 
 async def _processes(client: Signed, ids: list[str]) -> dict[str, dict[str, Any]]:
-    """The processes with these ids, a few at a time."""
+    """Return the processes with these ids, a few at a time."""
     found: dict[str, dict[str, Any]] = {}
     slots = trio.CapacityLimiter(_AT_ONCE)
 
@@ -86,7 +86,9 @@ async def _processes(client: Signed, ids: list[str]) -> dict[str, dict[str, Any]
 
 
 async def _until_closed(client: Signed, graphid: str, timeout: float | None) -> dict[str, Any]:
-    """Poll until the workflow is closed; `timeout` in seconds. Raises TimeoutError, RpcError."""
+    """Poll until the workflow is closed, and return it; `timeout` in seconds. Raises TimeoutError,
+    RpcError.
+    """
     pause = _POLL_FIRST
     with trio.move_on_after(float("inf") if timeout is None else timeout):
         while True:

@@ -131,7 +131,7 @@ def command_environment(environ: Mapping[str, str], names: Iterable[str]) -> dic
 
 
 def default_name(kind: str) -> str:
-    """A name for the executor made from the host's name and its type."""
+    """Return a name for the executor made from the host's name and its type."""
     host = socket.gethostname().split(".")[0]
     return re.sub(r"[^A-Za-z0-9_.\-]", "-", f"{host}-{kind}").lstrip("-.")[:63] or kind
 
@@ -175,7 +175,9 @@ async def _signals(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """First signal: take no more work, and after `grace` seconds leave. Second one: leave now."""
+    """Stop taking processes at the first signal, and leave `grace` seconds later, or at the second
+    signal.
+    """
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
         async for _ in signals:

@@ -1,7 +1,6 @@
 """The engine of `colony worker`: registers an executor, takes processes, runs commands, closes.
 
-Commands themselves run in `cli.worker.subprocess`; options, signals and printing are in
-`cli.worker.command`.
+Commands run in `cli.worker.subprocess`; options, signals and printing are in `cli.worker.command`.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ _LAST_LINES = 3.0  # seconds for the last lines of a command's log
 _LAST_WORDS = 5.0  # seconds for the closing call of a command that was stopped
 _AMISS = ("issuedat", "audience")  # clock and server's id can be set right: results last till then
 _ID = re.compile("[0-9A-Za-z]{1,128}")
-_OVER = ", not running"  # the process ended otherwise: nobody wants the result
+_OVER = ", not running"  # the process ended otherwise: the result is not wanted
 _STOPPED = "the worker was stopped before the command had ended"
 
 Report = Callable[[str, Mapping[str, object]], None]
@@ -52,7 +51,9 @@ Report = Callable[[str, Mapping[str, object]], None]
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What a worker is: its name and type, its functions (name → shell command), its slots."""
+    """The settings of a worker: its name and type, its functions (name → shell command), its
+    slots.
+    """
 
     colony: str
     name: str
@@ -61,12 +62,12 @@ class WorkerSettings:
     slots: int
     results: Path  # directory for results that the daemon has not acknowledged yet
     approve: bool
-    environ: Mapping[str, str] = field(default_factory=dict)  # what commands get of ours
+    environ: Mapping[str, str] = field(default_factory=dict)  # for commands
 
 
 @dataclass
 class Worker:
-    """One executor. `owner` gives the colony's key, asked for only when it must sign."""
+    """One executor. `owner` gives the colony's key, read only when it must sign."""
 
     client: Client
     settings: WorkerSettings
@@ -81,7 +82,7 @@ class Worker:
     # -- registration ---------------------------------------------------------------------------
 
     async def register(self) -> None:
-        """Make this executor known, approved, and its functions listed. Safe to repeat."""
+        """Make this executor known and approved, and list its functions. Safe to repeat."""
         async with self._registering:  # slots find out at the same time that they are unknown
             await self._register()
 
@@ -114,7 +115,7 @@ class Worker:
         try:
             await self._again("addexecutormsg", {"executor": executor}, self.owner())
         except RpcError as error:
-            mine = await self._me()  # an earlier try may have worked and its reply been lost
+            mine = await self._me()  # an earlier try may have succeeded and its reply been lost
             if mine is not None and mine["state"] != UNREGISTERED:
                 return mine
             if not isinstance(error, Invalid | Conflict):
@@ -163,7 +164,7 @@ class Worker:
                 await self._again("addfunctionmsg", {"fun": fun}, self.key)
 
     async def _again(self, kind: str, fields: dict[str, Any], key: PrivateKey) -> Any:
-        """Call, and call anew with back-off while the daemon is away. For idempotent calls."""
+        """Call, and repeat with back-off while the daemon is away. For idempotent calls."""
         pause = _RETRY_FIRST
         while True:
             try:
@@ -182,7 +183,7 @@ class Worker:
     # -- work -----------------------------------------------------------------------------------
 
     async def work(self) -> None:
-        """Register, settle what an earlier life left open, then work until `stop` is set."""
+        """Register, settle the processes of an earlier run, then work until `stop` is set."""
         await self.register()
         await self._settle()
         self.report("ready", {"name": self.settings.name, "functions": [*self.settings.functions]})
@@ -191,9 +192,9 @@ class Worker:
                 nursery.start_soon(self._slot)
 
     async def _settle(self) -> None:
-        """Close processes of an earlier life: with the kept result, else as failed.
+        """Close processes of an earlier run: with the kept result, else as failed.
 
-        A command that was interrupted is not run again: it may have had effects.
+        An interrupted command is not run again: it may have had effects.
         """
         for path in sorted(self.settings.results.glob("*.json")):
             if not path.is_file():
@@ -209,7 +210,9 @@ class Worker:
             await self._close(process["processid"], CommandResult([], [_STOPPED]), None)
 
     async def _assigned(self) -> list[dict[str, Any]]:
-        """Running processes that are assigned to this executor but that it doesn't know of."""
+        """Return running processes that are assigned to this executor but that it doesn't
+        know of.
+        """
         fields = {
             "colonyname": self.settings.colony,
             "count": 100,
@@ -253,7 +256,9 @@ class Worker:
         await self._adopt()
 
     async def _assign(self) -> dict[str, Any] | None:
-        """One long-poll, given up when `stop` is set: `_adopt` then finds what it may have won."""
+        """Make one long-poll, given up when `stop` is set: `_adopt` then finds a process that it
+        may have won.
+        """
         fields = {"colonyname": self.settings.colony, "timeout": _POLL}
         fields |= {"availablecpu": "", "availablemem": ""}
         began = trio.current_time()
@@ -277,7 +282,7 @@ class Worker:
         return got
 
     def _usable(self, process: Mapping[str, Any]) -> bool:
-        """Whether a process has an id that can name a file: the server may not be ours."""
+        """Return whether a process has an id that can name a file: the server may not be ours."""
         processid = str(process["processid"])
         if _ID.fullmatch(processid):
             return True
@@ -333,9 +338,11 @@ class Worker:
             self._active.discard(processid)
 
     async def _command(self, command: str, process: dict[str, Any]) -> CommandResult | None:
-        """Run the command; None when the process was cancelled or given to another meanwhile."""
+        """Run the command; return None when the process was cancelled or given to another
+        meanwhile.
+        """
         spec = process["spec"]
-        # Not the spec's own `env`: whoever submits must not set PATH or LD_PRELOAD here.
+        # Not the spec's own `env`: a submitter must not set PATH or LD_PRELOAD here.
         environ = {
             **self.settings.environ,
             "COLONYD_PROCESS_ID": process["processid"],
@@ -367,7 +374,7 @@ class Worker:
         return ending
 
     async def _log(self, processid: str, message: str) -> bool:
-        """Log what a command said; False when there is no use in more."""
+        """Log output of a command; return False when further lines are of no use."""
         fields = {"processid": processid, "message": message}
         try:
             await self.client.call("addlogmsg", fields, self.key)
@@ -379,7 +386,7 @@ class Worker:
         return True
 
     async def _last_words(self, processid: str) -> None:
-        """The grace is over: close the process before leaving, so that nobody waits for it."""
+        """Close the process before leaving, so that no caller waits for it: the grace is over."""
         with trio.move_on_after(_LAST_WORDS, shield=True):
             try:
                 await self._close_once(processid, CommandResult([], [_STOPPED]))
@@ -387,7 +394,7 @@ class Worker:
                 self.report("unreachable", {"processid": processid, "error": str(error)})
 
     async def _watch(self, processid: str, scope: trio.CancelScope) -> None:
-        """Look at a running process now and then; end its command when it is ours no longer."""
+        """Look at a running process now and then; end its command when it is no longer ours."""
         while True:
             await trio.sleep(_LOOK)
             try:
@@ -410,7 +417,7 @@ class Worker:
     def _keep(self, processid: str, ending: CommandResult) -> None:
         """Write a result down, durably, before it is offered: a crash must not lose it.
 
-        On a disk that takes nothing more it is offered from memory alone.
+        If the disk takes no more, it is offered from memory alone.
         """
         path = self._path(processid)
         part = path.with_suffix(".part")
@@ -428,7 +435,7 @@ class Worker:
             )
 
     def _set_aside(self, path: Path, why: str) -> None:
-        """Move a result that can't be offered out of the way; people may look at it."""
+        """Move a result that can't be offered out of the way, for people to look at."""
         aside = path.with_suffix(".unusable")
         try:
             path.replace(aside)
@@ -457,7 +464,7 @@ class Worker:
                 pause = min(pause * 2, _RETRY_MOST)
 
     async def _close_once(self, processid: str, ending: CommandResult) -> CommandResult | None:
-        """Return what was acknowledged, or None when the result is not wanted any more."""
+        """Return what was acknowledged, or None when the result is no longer wanted."""
         fields: dict[str, Any] = {"processid": processid}
         kind = "closesuccessfulmsg" if ending.ok else "closefailedmsg"
         fields |= {"out": ending.out} if ending.ok else {"errors": ending.errors}
@@ -491,6 +498,6 @@ class _SavedResult(msgspec.Struct):
 
 
 def deadline_of(process: Mapping[str, Any]) -> float | None:
-    """The Unix time by which a process must be closed; None without a limit."""
+    """Return the Unix time by which a process must be closed; None without a limit."""
     moment = parse_time(process.get("execdeadline"))
     return moment.timestamp() if moment else None

@@ -1,7 +1,7 @@
-"""What a running command tells: lines of stderr and progress, gathered into bounded log messages.
+"""The live log of a running command: lines of stderr and progress, gathered into bounded log
+messages.
 
-`LiveLog` is values only; `relay` sends what it gives. Running the command is in
-`cli.worker.subprocess`.
+`LiveLog` is values only; `relay` sends its messages. The command runs in `cli.worker.subprocess`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class LiveLog:
         self._unfinished: dict[str, bytes] = {"stderr": b"", "progress": b""}
 
     def stderr(self, data: bytes) -> None:
-        """Take bytes of standard error as they came."""
+        """Take bytes of standard error."""
         for line in self._split("stderr", data):
             if self._size + len(line) > self._most_message:
                 self._dropped += 1
@@ -45,18 +45,18 @@ class LiveLog:
             self.filled.set()
 
     def finish(self) -> None:
-        """Take what has no newline at its end for lines: nothing more comes."""
+        """Take the rest without a newline as lines: nothing more comes."""
         self.stderr(b"\n" if self._unfinished["stderr"] else b"")
         self.progress(b"\n" if self._unfinished["progress"] else b"")
 
     def _split(self, source: str, data: bytes) -> list[bytes]:
         *lines, rest = (self._unfinished[source] + data).split(b"\n")
-        # Beyond the bound the end of a line is read and forgotten.
+        # Beyond the bound, the end of a line is read and dropped.
         self._unfinished[source] = rest[:MOST_LINE]
         return [line[:MOST_LINE] for line in lines]
 
     def take(self) -> str:
-        """Return the next message, or an empty text when there is nothing to send."""
+        """Return the next message, or "" when there is nothing to send."""
         lines, self._lines, self._size = self._lines, [], 0
         dropped, self._dropped = self._dropped, 0
         progress, self._progress = self._progress, ""

@@ -1,6 +1,6 @@
-"""Runs one shell command as a function of an executor, with bounds on its output and its life.
+"""One shell command as a function of an executor, with bounds on its output and its life.
 
-It knows nothing of RPC: arguments in, an ending out.
+It knows nothing of RPC: arguments in, a result out.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _MOST_VARIABLE = 131_072  # bytes of NAME=VALUE and a NUL: Linux' MAX_ARG_STRLEN
 _AROUND = 100  # tokens of a closing message that are not the output's
 _STDERR_KEPT = 4_000  # bytes: the tail of stderr that goes into the process's errors
 _KILL_AFTER = 3.0  # seconds between SIGTERM and SIGKILL
-# What a command gets of the worker's environment. The rest may hold keys and passwords
-# (COLONIES_PRVKEY, AWS_S3_SECRETKEY), or steer programs (NOTIFY_SOCKET).
+# The variables of the worker's environment that a command gets. The rest may hold keys and
+# passwords (COLONIES_PRVKEY, AWS_S3_SECRETKEY), or steer programs (NOTIFY_SOCKET).
 _KEPT_VARIABLES = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR")
 _MOST_DEPTH = 60  # arrays and objects; a daemon takes 64, some of them the message's own
 _DRAIN = 2.0  # seconds for the pipes to end once the command has: a child may hold them open
@@ -37,19 +37,19 @@ _DRAIN = 2.0  # seconds for the pipes to end once the command has: a child may h
 
 @dataclass(frozen=True)
 class CommandResult:
-    """How a command ended: its output, or what to report as errors."""
+    """The end of a command: its output, or the errors to report."""
 
     out: list[Any]
     errors: list[str]
 
     @property
     def ok(self) -> bool:
-        """Whether the command succeeded."""
+        """Return whether the command succeeded."""
         return not self.errors
 
 
 def output_of(stdout: bytes) -> list[Any]:
-    """The output elements in a command's stdout: a JSON array's, else the one text.
+    """Return the output elements in a command's stdout: a JSON array's, else the one text.
 
     An array that a daemon would refuse is a text, too: NaN, numbers beyond a double or 64 bits,
     lone surrogates, deep nesting, too many elements. A trailing newline is dropped, and bytes that
@@ -68,7 +68,9 @@ def output_of(stdout: bytes) -> list[Any]:
 
 
 def _parsed(text: bytes) -> Any:
-    """The value of a JSON text, read with the daemon's bounds. Raises RpcError beyond them."""
+    """Return the value of a JSON text, read with the daemon's bounds. Raises RpcError beyond
+    them.
+    """
     steps = parse(text, MAX_TOKENS - _AROUND, _MOST_DEPTH)
     while True:
         try:
@@ -78,7 +80,9 @@ def _parsed(text: bytes) -> Any:
 
 
 def _accepted(value: Any) -> bool:
-    """Whether a daemon takes `value` as output: shallow enough, its integers small enough."""
+    """Return whether a daemon takes `value` as output: shallow enough, its integers small
+    enough.
+    """
     stack = [(value, 1)]
     while stack:
         current, depth = stack.pop()
@@ -93,14 +97,14 @@ def _accepted(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class OutputSink:
-    """Who hears what a running command writes, as it comes: standard error, and progress."""
+    """Gets the output of a running command as it comes: standard error, and progress."""
 
     stderr: Callable[[bytes], None]
     progress: Callable[[bytes], None]
 
 
-# Reads "+ GROUP" and "- GROUP". At the end of its input, which is the end of the worker however it
-# came, it kills what is left. Signals for the worker's group do not reach it.
+# Reads "+ GROUP" and "- GROUP". At the end of its input, which is the end of the worker in any
+# case, it kills the groups that are left. Signals for the worker's group do not reach it.
 _GUARD = """
 trap '' INT TERM HUP
 groups=' '
@@ -120,7 +124,7 @@ for group in $groups; do kill -s KILL -- "-$group"; done
 class Reaper:
     """A process that outlives the worker by a moment, to end the commands that it leaves.
 
-    Linux' parent-death signal would end the shell only, not what the shell started. A command that
+    Linux' parent-death signal would end the shell only, not the shell's children. A command that
     leaves its process group (setsid) is not found; in a systemd unit the control group is.
     """
 
@@ -136,15 +140,15 @@ class Reaper:
         await self._tell(f"- {group}\n")
 
     async def _tell(self, line: str) -> None:
-        # Each slot tells of its own command, and a stream takes one sender at a time.
+        # Each slot reports its own command, and a stream takes one sender at a time.
         async with self._turn:
-            with contextlib.suppress(trio.BrokenResourceError):  # somebody killed it: work goes on
+            with contextlib.suppress(trio.BrokenResourceError):  # it was killed: work goes on
                 await self._stdin.send_all(line.encode())
 
 
 @contextlib.asynccontextmanager
 async def open_guard() -> AsyncIterator[Reaper]:
-    """Run a guard for as long as the block takes."""
+    """Run a reaper for as long as the block takes."""
     child = await trio.lowlevel.open_process(
         ["/bin/sh", "-c", _GUARD],
         stdin=subprocess.PIPE,
@@ -251,7 +255,7 @@ async def run_command(
 
 
 def _not_started(error: Exception, environ: Mapping[str, str]) -> str:
-    """Why a command was not started, naming the variable that the kernel does not take."""
+    """Return why a command was not started, naming the variable that the kernel does not take."""
     if isinstance(error, OSError) and error.errno == errno.E2BIG:
         for name, value in environ.items():
             size = len(os.fsencode(f"{name}={value}")) + 1

@@ -1,1 +1,1 @@
-"""What leaves the store for good, and copies of all of it."""
+"""The archive: history of what left the store, and backups of all of it."""

@@ -1,7 +1,7 @@
 """Backup and restore: a home directory and its store in one archive, and back.
 
 The store is read at one revision while daemons use it, and written key by key into an empty one, so
-an archive fits any version of etcd, embedded or not. How people ask for it is in the command line.
+an archive fits any version of etcd, embedded or not. The commands are in `cli.daemon.backup`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from node.host.home import RESTORING, Home
 from node.store import keys
 from node.timers import election as leader
 
-_LEASE = 60  # seconds after which a hold ends whose holder was killed
+_LEASE = 60  # seconds after which the hold of a killed backup ends
 _MOST_KEYS, _PAGE_BYTES = 1000, 4 << 20  # of one page
 _TXN_OPS, _TXN_BYTES, _WRITERS = 100, 512 * 1024, 4
 
@@ -45,7 +45,7 @@ _TXN_OPS, _TXN_BYTES, _WRITERS = 100, 512 * 1024, 4
 
 @asynccontextmanager
 async def _open_store(home: Path, config: Config) -> AsyncIterator[EtcdClient]:
-    """The store that a home uses; it is started for the time if no daemon runs.
+    """Give the store that a home uses; it is started for the block if no daemon runs.
 
     Raises StoreRefused.
     """
@@ -62,14 +62,14 @@ async def _open_store(home: Path, config: Config) -> AsyncIterator[EtcdClient]:
         except StoreRefused:
             if not (home / "etcd" / "localhost:1").is_socket():
                 raise
-            # A daemon runs: its store's socket is for this user alone, as are the keys.
+            # A daemon runs: the socket of its store is for this user alone, as are the keys.
             store = open_client(stack.enter_context(_embedded(home / "etcd")))
         yield await stack.enter_async_context(store)
 
 
 @contextmanager
 def _embedded(directory: Path) -> Iterator[str]:
-    """Where the etcd that runs in `directory` is reached, however long that path is."""
+    """Give the address of the etcd that runs in `directory`, however long that path is."""
     descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"unix:/proc/self/fd/{descriptor}/localhost:1"
@@ -92,7 +92,7 @@ async def _own_store(directory: Path, quota: int) -> AsyncIterator[EtcdClient]:
 
 @asynccontextmanager
 async def _held(client: EtcdClient) -> AsyncIterator[None]:
-    """Keep what is in the store from being forgotten meanwhile. Raises EtcdError."""
+    """Keep the store from forgetting revisions during the block. Raises EtcdError."""
     lease = await client.grant(_LEASE)
     try:
         await client.put(keys.HOLD, b"", lease)
@@ -106,9 +106,9 @@ async def _held(client: EtcdClient) -> AsyncIterator[None]:
 
 
 async def _dump(client: EtcdClient, file: IO[bytes]) -> tuple[int, int]:
-    """Write all keys and values as of one revision; gives their number and the revision.
+    """Write all keys and values as of one revision; return their number and the revision.
 
-    What hangs on a lease is of the moment, and left out.
+    Keys on a lease are temporary, and left out.
     """
     limit, count, revision = 200, 0, 0
     start: str | None = None
@@ -134,7 +134,7 @@ async def _dump(client: EtcdClient, file: IO[bytes]) -> tuple[int, int]:
 
 
 async def _load(client: EtcdClient, file: IO[bytes]) -> int:
-    """Write the keys of a dump into the store; gives their number."""
+    """Write the keys of a dump into the store; return their number."""
     count = 0
     sender, receiver = trio.open_memory_channel[list[Op]](0)
 
@@ -174,19 +174,19 @@ async def backup(home: Path, path: Path, environ: Mapping[str, str]) -> Manifest
         async with _open_store(home, config) as client, _held(client):
             await storeid.check(client, Home(home), name)
             count, revision = await _dump(client, dump)
-        # After the store: bytes that it refers to are never younger than it.
+        # After the store: the bytes that it refers to are never younger than it.
         return archive.pack(file, dump, home, Manifest.begin(name, revision, count))
 
 
 async def restore(
     path: Path, home: Path, environ: Mapping[str, str], *, force: bool = False
 ) -> tuple[Manifest, Path | None]:
-    """Put the archive's colony into `home`; gives the place of what was there before, if any.
+    """Put the archive's colony into `home`; return the place of the old content, if there was any.
 
-    The archive is checked as a whole first. With `force` a home that was used may be replaced:
-    what was there is moved aside, but the keys of a store that runs elsewhere are deleted. A
-    restore that was interrupted leaves a mark that no daemon starts with; repeat it with `force`.
-    Raises BackupError, ConfigError, StoreRefused, EtcdError, OSError.
+    The archive is checked as a whole first. With `force` a used home may be replaced: its content
+    is moved aside, but the keys of a store that runs elsewhere are deleted. An interrupted restore
+    leaves a mark with which no daemon starts; repeat it with `force`. Raises BackupError,
+    ConfigError, StoreRefused, EtcdError, OSError.
     """
     manifest = archive.inspect(path)
     _own(home)
@@ -199,26 +199,26 @@ async def restore(
         try:
             archive.unpack(path, staging)
             fresh = staging / "home"
-            # Settings from elsewhere hold for what is restored, too.
+            # Settings from elsewhere hold for the restored home, too.
             files = [*config_files(home)[:-1], fresh / "config.toml"]
             config = load_config(fresh, {}, environ=environ, files=files)
             await _restore_store(fresh, staging / archive.STORE, config, manifest, force=force)
         except BaseException:
-            # What was there is untouched still.
+            # The old content is still untouched.
             shutil.rmtree(staging)
             raise
         return manifest, _put(fresh, home, kept)
 
 
 def _own(home: Path) -> None:
-    """Make the directory, or see that it is ours."""
+    """Make the directory, or check that it is ours."""
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     if home.stat().st_uid != os.geteuid():
         raise BackupError(f"{home} belongs to user {home.stat().st_uid}: restore as that user")
 
 
 def _present(home: Path) -> list[Path]:
-    """What is in a home, beside what a restore leaves there."""
+    """Return the content of a home, without the traces of a restore."""
     return [
         entry
         for entry in sorted(home.iterdir())
@@ -233,7 +233,7 @@ def _make_room(staging: Path) -> None:
 
 
 def _put(fresh: Path, home: Path, kept: list[Path]) -> Path | None:
-    """Move what was there aside and what is new in its place; a crash leaves the mark."""
+    """Move the old content aside and the new content in its place; a crash leaves the mark."""
     aside = None
     if kept:
         aside = home / f"{archive.REPLACED}{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"

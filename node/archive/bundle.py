@@ -1,6 +1,6 @@
-"""The archive of a backup: a tar file whose last member says what the others must be.
+"""The archive of a backup: a tar file whose last member lists what the others must be.
 
-What goes into it, and what is done with what comes out, is in `backup`.
+`backup` decides what goes into it, and what is done with its content.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from node.version import VERSION
 
 FORMAT = 1
 HOME, STORE, MANIFEST = "home/", "store.cbor", "manifest.json"
-# What the home has as directories: a file of such a name would keep the daemon from starting.
+# The directories of a home: a file of such a name would keep the daemon from starting.
 _PLACES = frozenset({HOME + name for name in ("keys", "files", "history", "results")})
-REPLACED = "replaced-"  # what directories begin with that hold what a restore moved aside
+REPLACED = "replaced-"  # the beginning of directories with content that a restore moved aside
 # Of the home: the store is asked for its keys, the rest is of one run.
 _LEFT_OUT = frozenset({"etcd", "lock", LISTENING, RESTORING})
 _PARTIAL, _DUMP = ".partial", ".store"
 _CHUNK = 1 << 20
-# Bounds of what an archive from elsewhere may cost before it is refused, in bytes.
+# Bounds of the cost of an archive from elsewhere before it is refused, in bytes.
 _MOST_NAME = 1024  # beside the home's own path, well below what Linux takes (PATH_MAX, 4096)
 _MOST_PART = 255
 _MOST_READ = 4 << 20  # of one read: tarfile reads what a header of extended names declares
@@ -47,7 +47,7 @@ _MOST_SETTINGS = 1 << 20
 
 
 class BackupError(Exception):
-    """What was asked for can't be done; the message says why, and nothing was changed."""
+    """The backup or restore can't be done; the message says why, and nothing was changed."""
 
 
 class ArchiveMember(msgspec.Struct, frozen=True):
@@ -58,7 +58,10 @@ class ArchiveMember(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """What an archive holds, at its end: with it, it is whole. `made` is in Unix seconds."""
+    """The list of an archive's content, at its end: with it, the archive is whole.
+
+    `made` is in Unix seconds.
+    """
 
     format: int
     version: str
@@ -70,12 +73,12 @@ class Manifest(msgspec.Struct, frozen=True):
 
     @classmethod
     def begin(cls, colony: str, revision: int, keys: int) -> Manifest:
-        """That of a backup made now, before its members are known."""
+        """Return the manifest of a backup made now, before its members are known."""
         return cls(FORMAT, VERSION, colony, int(time.time()), revision, keys, {})
 
     @property
     def size(self) -> int:
-        """Bytes of all members."""
+        """Return the bytes of all members."""
         return sum(item.size for item in self.items.values())
 
 
@@ -99,7 +102,7 @@ class _Hashed(io.RawIOBase):
 
 
 def name_of(home: Path) -> str:
-    """The name of the colony at `home`. Raises BackupError."""
+    """Return the name of the colony at `home`. Raises BackupError."""
     try:
         return (home / "colony").read_text("utf-8").strip()
     except FileNotFoundError:
@@ -108,9 +111,10 @@ def name_of(home: Path) -> str:
 
 @contextmanager
 def create(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """A file that appears at `path` when the block ends well, and another for the store's dump.
+    """Give a file that appears at `path` when the block ends well, and another for the store's
+    dump.
 
-    Both are for their owner alone. Raises BackupError when there is something already.
+    Both are for their owner alone. Raises BackupError when `path` exists already.
     """
     if path.exists():
         raise BackupError(f"{path} exists already: choose another name")
@@ -121,7 +125,7 @@ def create(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
             yield file, store
             file.flush()
             os.fsync(file.fileno())
-        # Not a rename: that would replace what somebody else put there meanwhile.
+        # Not a rename: that would replace a file that appeared there meanwhile.
         try:
             publish(partial, path)
         except FileExistsError:
@@ -139,7 +143,7 @@ def _fresh(path: Path) -> IO[bytes]:
 
 
 def pack(file: IO[bytes], dump: IO[bytes], home: Path, manifest: Manifest) -> Manifest:
-    """Write the archive of a dump and a home to `file`; gives the manifest with all members.
+    """Write the archive of a dump and a home to `file`; return the manifest with all members.
 
     Raises BackupError, OSError.
     """
@@ -160,7 +164,7 @@ def pack(file: IO[bytes], dump: IO[bytes], home: Path, manifest: Manifest) -> Ma
 
 
 def entries(home: Path, skip: set[Path]) -> Iterator[Path]:
-    """The files of a home that belong into a backup."""
+    """Return the files of a home that belong into a backup."""
     for top in sorted(home.iterdir()):
         if top.name in _LEFT_OUT or top.name.startswith(REPLACED):
             continue
@@ -188,7 +192,7 @@ def add(tar: tarfile.TarFile, name: str, source: IO[bytes]) -> ArchiveMember:
         source.seek(0)
     reader = _Hashed(source)
     try:
-        # A file that grows meanwhile is taken as long as it was.
+        # A file that grows meanwhile is read at its first length.
         tar.addfile(info, reader)
     except tarfile.ReadError as error:
         raise BackupError(f"{name} became shorter while it was read: {error}") from None
@@ -204,7 +208,7 @@ def inspect(path: Path) -> Manifest:
 
 
 class _Bounded(io.RawIOBase):
-    """A file of which nobody reads much at once: a header may declare any size."""
+    """A file that is read in small parts only: a header may declare any size."""
 
     def __init__(self, source: IO[bytes]) -> None:
         self._source = source
@@ -232,7 +236,7 @@ class _Names:
         self.directories: set[str] = set()
 
     def add(self, name: str) -> None:
-        """Take a name. Raises BackupError when it could not be restored."""
+        """Add a name. Raises BackupError when it could not be restored."""
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or path.parts[:1] not in (("home",), (STORE,)):
             raise BackupError(f"{name[:200]!r} would lie outside of the home")
@@ -341,7 +345,7 @@ def _check_content(name: str, reader: _Hashed) -> None:
 
 
 class _Record(io.RawIOBase):
-    """A reader of which one record may take so much."""
+    """A reader with a bound on the bytes of one record."""
 
     def __init__(self, source: IO[bytes]) -> None:
         self._source = source

@@ -1,6 +1,7 @@
-"""History files: what has left the store, each record bound by hash to the one before it.
+"""History files: the records that left the store, each bound by hash to the one before it.
 
-They are written by one daemon and read by anybody who may; what leaves when is in `retention`.
+One daemon writes them, and any process with access reads them; `retention` decides what leaves
+when.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import msgspec
 
 from node.host.fsync import sync_directory
 
-# A month, by the time of writing: once it is over, its file does not change any more.
+# A month, by the time of writing: once it is over, its file no longer changes.
 _NAME = re.compile(r"\d{4}-\d{2}\.jsonl\.gz\Z")
 _CHUNK = 1 << 16
 _GZIP = 31  # zlib's number for a window of 32 KiB in gzip's format
@@ -28,7 +29,7 @@ _MOST_PROBLEMS = 20
 
 
 class HistoryError(Exception):
-    """A file that is not what was written there; the message names file and place."""
+    """A file that differs from what was written; the message names file and place."""
 
 
 class ChainHead(msgspec.Struct, frozen=True):
@@ -43,7 +44,7 @@ NOTHING = ChainHead()
 
 @dataclass(frozen=True)
 class HistoryBatch:
-    """What was written at once: its lines, and where it begins and ends in the file, in bytes."""
+    """The records of one write: their lines, and where they begin and end in the file, in bytes."""
 
     lines: list[bytes]
     start: int
@@ -51,7 +52,7 @@ class HistoryBatch:
 
 
 def files(directory: Path) -> list[Path]:
-    """The files of a colony's history, oldest first."""
+    """Return the files of a colony's history, oldest first."""
     try:
         return sorted(path for path in directory.iterdir() if _NAME.match(path.name))
     except FileNotFoundError:
@@ -59,10 +60,10 @@ def files(directory: Path) -> list[Path]:
 
 
 def batches(path: Path, start: int = 0) -> Iterator[HistoryBatch]:
-    """The whole batches of a file from the byte `start` on, where one begins.
+    """Return the whole batches of a file from the byte `start` on, where one begins.
 
-    One that a crash cut off at the end is left out. Raises HistoryError for bytes that nobody
-    wrote.
+    A batch that a crash cut off at the end is left out. Raises HistoryError for bytes that no
+    daemon wrote.
     """
     with path.open("rb") as file:
         file.seek(start)
@@ -82,7 +83,10 @@ def batches(path: Path, start: int = 0) -> Iterator[HistoryBatch]:
 
 
 def records(directory: Path) -> Iterator[dict[str, Any]]:
-    """Every record in the order of writing; the same thing may come twice. Raises HistoryError."""
+    """Return every record in the order of writing; the same thing may come twice.
+
+    Raises HistoryError.
+    """
     for path in files(directory):
         for batch in batches(path):
             for line in batch.lines:
@@ -90,14 +94,14 @@ def records(directory: Path) -> Iterator[dict[str, Any]]:
 
 
 def find_in(path: Path, start: int, processid: str) -> dict[str, Any] | None:
-    """The last record of a process in the batch at the byte `start` of a file, or None.
+    """Return the last record of a process in the batch at the byte `start` of a file, or None.
 
     Raises HistoryError, OSError.
     """
     name = processid.encode()
     batch = next(batches(path, start), None)
     for line in reversed(batch.lines if batch else ()):
-        # Most lines are of others, and need not be parsed.
+        # Most lines are of other processes, and need not be parsed.
         if name in line:
             record = _parse(path, line)
             if record.get("kind") == "process" and record.get("id") == processid:
@@ -123,7 +127,7 @@ def _digest(line: bytes) -> str:
 class Chain:
     """The writing end of one colony's history. All methods may wait for the disk.
 
-    `head` is the last record. `trouble` tells what was not as it should be when it was opened.
+    `head` is the last record. `trouble` is what was wrong when the history was opened.
     """
 
     directory: Path
@@ -132,10 +136,10 @@ class Chain:
 
     @classmethod
     def open(cls, directory: Path, known: ChainHead) -> Chain:
-        """Continue what is in `directory`, of which at least `known` must be there.
+        """Continue the history in `directory`, which must have at least the record `known`.
 
-        What a crash left unfinished is cut off: nothing was taken from the store for it. Raises
-        OSError.
+        The unfinished end that a crash left is cut off: nothing was taken from the store for it.
+        Raises OSError.
         """
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         chain = cls(directory)
@@ -147,12 +151,12 @@ class Chain:
             chain.trouble = chain.trouble or (
                 f"it ends with record {chain.head.number}, the store knows of {known.number}"
             )
-            # Going on from there keeps the gap in sight of whoever verifies.
+            # Going on from there keeps the gap visible to `verify`.
             chain.head = known
         return chain
 
     def _recover(self, path: Path) -> None:
-        """Find the last record of a file and cut off what follows it."""
+        """Find the last record of a file and cut off the bytes after it."""
         end, last = 0, b""
         damage = False
         try:
@@ -194,7 +198,7 @@ class Chain:
         try:
             start = os.lseek(descriptor, 0, os.SEEK_END)
             try:
-                # Unbuffered: what a full disk did not take must not follow after the truncation.
+                # Unbuffered: bytes that a full disk refused must not follow after the truncation.
                 left = memoryview(data)
                 while left:
                     left = left[os.write(descriptor, left) :]
@@ -211,7 +215,7 @@ class Chain:
         return head
 
     def _file(self, now: int) -> Path:
-        """The file of this month; a clock that went back does not open an earlier one."""
+        """Return the file of this month; a clock that went back does not open an earlier one."""
         moment = datetime.datetime.fromtimestamp(now / 1e9, datetime.UTC)
         name = moment.strftime("%Y-%m.jsonl.gz")
         there = files(self.directory)
@@ -219,7 +223,7 @@ class Chain:
 
 
 def _number(line: bytes) -> int:
-    """The number of a record that may not be one."""
+    """Return the number in a line that may be no record."""
     try:
         return int(json.loads(line)["number"])
     except (ValueError, KeyError, TypeError):
@@ -234,7 +238,10 @@ def _write(path: Path, data: bytes) -> None:
 
 @dataclass
 class ChainReport:
-    """What a check of a history found. `problems` are the first ones; none: all is as written."""
+    """The result of checking a history.
+
+    `problems` are the first ones; without any, all is as written.
+    """
 
     records: int = 0
     files: int = 0
@@ -250,8 +257,8 @@ class ChainReport:
 def verify(directory: Path, digest: str = "") -> ChainReport:
     """Read a whole history and check that each record follows the one before.
 
-    A chain proves the order of what is in it; that nobody wrote all of it anew, and that the end
-    is still there, only a `digest` noted elsewhere shows: `contains` is whether it was met.
+    A chain proves the order of its records. Only a `digest` noted elsewhere shows that it was not
+    written anew as a whole, and that its end is still there: `contains` is whether it was found.
     """
     found = ChainReport()
     for path in files(directory):

@@ -1,4 +1,4 @@
-"""When a store is so full that what ended first has to leave it, and up to which time that is.
+"""Eviction: when a store is so full that what ended first has to leave it, and up to which time.
 
 What leaves, and how, is in `retention`.
 """
@@ -16,18 +16,20 @@ from node.model.types import SECOND
 from node.store import keys
 
 _FROM, _TO = 50, 40  # percent of the quota in use from which things leave, and down to which
-_URGENT = 65  # percent from which nothing that ended is spared, and nobody is waited for
-_YOUNG = 60 * SECOND  # ns for which what ended stays: it may still be asked for, or closed again
+_URGENT = 65  # percent from which nothing that ended is spared, and the work has no pauses
+_YOUNG = 60 * SECOND  # ns for which ended things stay: they may still be asked for, or closed again
 _SOME = 500  # things that leave at once, about
 _PRECISE = SECOND // 1000  # ns
-_SEEN = 8.0  # seconds from a compaction until its effect is in what etcd says of itself
+_SEEN = 8.0  # seconds from a compaction until its effect is in the sizes that etcd reports
 
 Places = Callable[[int], Iterable[tuple[str, str]]]
 
 
 @dataclass
 class Eviction:
-    """`now` gives Unix ns. `goal` is how many bytes have to leave the store."""
+    """Decides what leaves. `now` gives Unix ns; `goal` is how many bytes have to leave the
+    store.
+    """
 
     client: EtcdClient
     now: Callable[[], int]
@@ -47,13 +49,13 @@ class Eviction:
 
     @property
     def urgent(self) -> bool:
-        """Whether the store is about to refuse work."""
+        """Return whether the store is about to refuse work."""
         return self.client.pressure.percent >= _URGENT
 
     async def due(self) -> bool:
-        """Whether something has to leave now; then `goal` is how much. Raises EtcdError.
+        """Return whether something has to leave now; then `goal` is how much. Raises EtcdError.
 
-        What left before is still in use until it is forgotten (compacted), and seen to be.
+        What left before counts as in use until it is compacted and that is seen.
         """
         if self._percent < _FROM:
             return False
@@ -77,13 +79,13 @@ class Eviction:
         self.client.pressure.wanted = self._revision
 
     async def limit(self, places: Places) -> int:
-        """The time, in Unix ns, by which some of all things had ended. Raises EtcdError.
+        """Return the time, in Unix ns, by which some of all things had ended. Raises EtcdError.
 
         `places` gives prefix and first key of each listing of what ended by a time.
         """
         latest = self.now() - (0 if self.urgent else _YOUNG)
         low = self._reached if self._reached < latest else 0
-        # Most of the store is later: to count it would take etcd long.
+        # Most of the store is later: counting it would take etcd long.
         high = min(latest, low + self._width) if low else latest
         while (count := await self._count(places, high)) < self._some and high < latest:
             self._width *= 2
@@ -98,18 +100,18 @@ class Eviction:
         return high
 
     def moved(self, limit: int, records: int) -> bool:
-        """Note how many things left by a limit; returns whether more may."""
+        """Note how many things left by a limit; return whether more may."""
         if records:
             self._width = max(_PRECISE, limit - self._reached) if self._reached else SECOND
             self._reached = limit
             self._some = _SOME
         else:
-            # All of these have to stay: look beyond them.
+            # All of these have to stay: look at later ones.
             self._some *= 4
         return records > 0 or not self._all
 
     async def _count(self, places: Places, limit: int) -> int:
-        """How many things ended by a time."""
+        """Return how many things ended by a time."""
         count = 0
         for prefix, start in places(limit):
             count += (await self.client.range(prefix, start=start, limit=1, keys_only=True)).count

@@ -1,6 +1,6 @@
-"""Where in the history files the record of a process is, by its id; the index lies beside them.
+"""The index of history files: where the record of a process is, by its id.
 
-It only repeats what the files say: one that is missing, or not as it was written, is made anew.
+It only repeats the files: an index that is missing, or damaged, is made anew.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Run:
     count: int
 
     def first(self, file: int, hashed: bytes) -> int:
-        """The number of the first entry that is not before `hashed`."""
+        """Return the number of the first entry that is not before `hashed`."""
         low, high = 0, self.count
         while low < high:
             middle = (low + high) // 2
@@ -56,7 +56,7 @@ class _Run:
         return low
 
     def offsets(self, hashed: bytes) -> list[int]:
-        """Where the batches begin that have a record of this hash. Raises OSError."""
+        """Return where the batches begin that have a record of this hash. Raises OSError."""
         found = []
         file = os.open(self.path, os.O_RDONLY)
         try:
@@ -73,7 +73,9 @@ class _Run:
 
 @dataclass
 class _Month:
-    """One history file: the runs that cover it from its first byte on, and what comes after."""
+    """One history file: the runs that cover it from its first byte on, and the entries after
+    them.
+    """
 
     path: Path
     runs: list[_Run] = field(default_factory=list)
@@ -93,9 +95,9 @@ class HistoryIndex:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def find(self, processid: str) -> dict[str, Any] | None:
-        """The last record of a process, or None. Raises OSError.
+        """Return the last record of a process, or None. Raises OSError.
 
-        What was written since the last `catch_up` is not looked at.
+        Records since the last `catch_up` are not looked at.
         """
         hashed = _hash(processid)
         with self._lock:
@@ -119,14 +121,14 @@ class HistoryIndex:
         return None
 
     def _distrust(self, month: str) -> None:
-        """Forget all that is known of a file that is not as the index says."""
+        """Forget the index of a file that differs from it."""
         with self._lock:
             known = self._months.pop(month, None)
         for run in known.runs if known else ():
             run.path.unlink(missing_ok=True)
 
     def catch_up(self) -> None:
-        """Take in what the files have by now, and keep the runs few. Raises OSError."""
+        """Add the records written since, and keep the runs few. Raises OSError."""
         there = {path.name[:7]: path for path in files(self.directory)}
         for gone in self._months.keys() - there.keys():
             self._distrust(gone)
@@ -141,7 +143,7 @@ class HistoryIndex:
             self._merge(month, over=path != list(there.values())[-1])
 
     def _open(self, name: str, path: Path) -> _Month:
-        """What the runs on the disk cover of a file; those that are of no use are removed."""
+        """Return the runs on the disk for a file; useless ones are removed."""
         place = self.directory / PLACE
         found = []
         for entry in place.iterdir() if place.is_dir() else ():
@@ -150,7 +152,7 @@ class HistoryIndex:
             elif not match:
                 entry.unlink()
         month, size = _Month(path), path.stat().st_size
-        # Of several that begin at one byte the longest was made of the others.
+        # Of several runs that begin at one byte, the longest was made of the others.
         for run in sorted(found, key=lambda run: (run.start, -run.end)):
             whole = run.path.stat().st_size == run.count * _ENTRY.size
             if run.start == month.end and run.start < run.end <= size and whole:
@@ -161,7 +163,7 @@ class HistoryIndex:
         return month
 
     def _read(self, month: _Month) -> None:
-        """Take in the batches that were written since. What is damaged ends it, as for readers."""
+        """Add the batches written since. A damaged batch ends it, as for readers."""
         try:
             for batch in batches(month.path, month.end):
                 new = [
@@ -187,7 +189,7 @@ class HistoryIndex:
             month.tail.clear()
 
     def _merge(self, month: _Month, *, over: bool = False) -> None:
-        """Make one of the last runs while they are many of a size; of all, when a month is over."""
+        """Merge the last runs while there are many of a size; all of them when a month is over."""
         while some := _mergeable(month.runs, over=over):
             run = self._write(month, some[0].start, some[-1].end, _merged(some))
             with self._lock:
@@ -214,7 +216,7 @@ class HistoryIndex:
 
 
 def _mergeable(runs: Sequence[_Run], *, over: bool) -> Sequence[_Run]:
-    """The last runs that are to become one, or nothing."""
+    """Return the last runs that are to become one, or nothing."""
     if over:
         return list(runs) if len(runs) > 1 else ()
     some = runs[-_FAN:]
@@ -225,7 +227,7 @@ def _mergeable(runs: Sequence[_Run], *, over: bool) -> Sequence[_Run]:
 
 
 def _merged(runs: Sequence[_Run]) -> Iterator[bytes]:
-    """The entries of several runs in their order, in parts."""
+    """Return the entries of several runs in their order, in parts."""
     opened = [os.open(run.path, os.O_RDONLY) for run in runs]
     try:
         parts = min(65_536, 1 + sum(run.count for run in runs) // _PART)

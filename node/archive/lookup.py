@@ -1,6 +1,6 @@
-"""Processes that have left the store, read one at a time from the history files of this home.
+"""Lookup of processes that have left the store, one at a time, in the history files of this home.
 
-What leaves when is in `retention`. Where a record is, is in `archive.index`.
+`retention` decides what leaves when; `archive.index` knows where a record is.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from node.model.types import Process
 log = get_logger("history")
 
 _PATIENCE = 5.0  # seconds that a read waits for an index that is being made
-_READERS = 2  # reads at once: others may want a thread, too
+_READERS = 2  # reads at once: others may need a thread, too
 T = TypeVar("T")
 
 
@@ -34,14 +34,14 @@ class _ColonyHistory:
 
 @dataclass
 class HistoryReader:
-    """`directory` has the histories of all colonies; None is nowhere, where nothing is found."""
+    """Reads history. `directory` has the histories of all colonies; with None nothing is found."""
 
     directory: Path | None = None
     _colonies: dict[str, _ColonyHistory] = field(default_factory=dict)
     _readers: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(_READERS))
 
     async def run(self) -> None:
-        """Take in what the files hold already, once."""
+        """Index what the files hold already, once."""
         if self.directory is None:
             return
         for colony in await trio.to_thread.run_sync(_names, self.directory):
@@ -51,7 +51,7 @@ class HistoryReader:
                 log.warning("history is not indexed", colony=colony, error=error)
 
     async def catch_up(self, colony: str) -> None:
-        """Have `find` know what was written to the history of a colony. Raises OSError."""
+        """Index the records written since to the history of a colony. Raises OSError."""
         known = self._known(colony)
         if known is not None:
             async with known.turn:
@@ -59,7 +59,7 @@ class HistoryReader:
                 known.ready.set()
 
     async def find(self, colony: str, processid: str) -> Process | None:
-        """The process as it left the store, or None."""
+        """Return the process as it left the store, or None."""
         known = self._known(colony)
         if known is None:
             return None

@@ -1,4 +1,4 @@
-"""How far the history of a colony goes that a daemon wrote, as the store remembers it.
+"""The position of a history: its last record, as the store remembers it for each colony and daemon.
 
 The history itself is in files of that daemon.
 """
@@ -12,10 +12,10 @@ from node.store import keys
 
 
 def head(colony: str, home: str) -> str:
-    """The last record that the daemon with this home's id wrote for a colony."""
+    """Return the key of the last record that the daemon with this home's id wrote for a colony."""
     return f"{keys.ROOT}history/{colony}/{home}"
 
 
 def put_head(key: str, last: ChainHead) -> Put:
-    """Remember it: history that ends before it has lost something."""
+    """Store the last record: a history that ends before it has lost something."""
     return Put(key, pack(last))

@@ -1,8 +1,8 @@
 """Retention: closed processes, finished workflows and log lines move from the store to history.
 
-What is deleted was written and synced before, so a crash leaves a thing in both places at worst,
-and the next sweep writes it again. How history files look is in `archive.chain`, up to which time
-things leave a store that fills up in `eviction`.
+Everything is written and synced before it is deleted: a crash leaves it in both places at worst,
+and the next sweep writes it again. The form of history files is in `archive.chain`; `eviction`
+decides up to which time things leave a full store.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _LOOKS = 5.0  # seconds between two looks at how full the store is
 
 @dataclass(frozen=True)
 class _Found:
-    """A process as it was read, with what asked for it, and the bytes that go with it."""
+    """A process as it was read, with its signed request, and the bytes removed with it."""
 
     process: Process
     revision: int
@@ -69,9 +69,10 @@ class _Found:
 
 @dataclass
 class Retention:
-    """`home` is the daemon's directory. `config` may be replaced at any time.
+    """Moves things to history. `home` is the daemon's directory; `config` may be replaced at any
+    time.
 
-    `freed` is how many bytes of the store were moved, about, since a relief began.
+    `freed` is about how many bytes of the store were moved since an eviction began.
     """
 
     client: EtcdClient
@@ -119,7 +120,7 @@ class Retention:
                 await self._reconfigured.wait()
 
     async def evict(self) -> int:
-        """Move what ended first while the store is too full; returns how many records that were.
+        """Move what ended first while the store is too full; return how many records that were.
 
         Raises as `sweep` does.
         """
@@ -139,7 +140,7 @@ class Retention:
         return moved
 
     async def sweep(self, limit: int) -> int:
-        """Move all that ended by `limit` (Unix ns); returns how many records that were.
+        """Move all that ended by `limit` (Unix ns); return how many records that were.
 
         Raises EtcdError, OSError, and Conflict for a workflow that changes too fast.
         """
@@ -151,7 +152,7 @@ class Retention:
     async def _sweep(self, limit: int) -> int:
         moved = 0
         for colony in self._colonies():
-            # Lines first: while their process is here, they are known to leave with it.
+            # Lines first: while their process is in the store, they are known to leave with it.
             moved += await self._logs(colony, limit)
             for state in self._states():
                 moved += await self._graphs(colony, state, limit)
@@ -166,7 +167,9 @@ class Retention:
         return [State[name.upper()] for name in self.config.states]
 
     def places(self, limit: int) -> Iterator[tuple[str, str]]:
-        """Where what may leave is listed: each prefix, and where what ended by `limit` begins."""
+        """Return each prefix that lists what may leave, and the key where things that ended by
+        `limit` begin.
+        """
         for colony in self._colonies():
             yield log_store.until(colony, limit)
             for state in self._states():
@@ -176,7 +179,7 @@ class Retention:
     # -- writing -------------------------------------------------------------------------
 
     async def _write(self, colony: str, entries: Sequence[dict[str, Any]]) -> None:
-        """Have records on the disk, and tell the store how far its history goes."""
+        """Write records to the disk, and tell the store how far its history goes."""
         key = places.head(colony, self.leader.identity)
         chain = self._chains.pop(colony, None)
         if chain is None:
@@ -189,17 +192,17 @@ class Retention:
                     colony=colony,
                     because=chain.trouble,
                 )
-        # Kept only once written: after a failure it is read again from the disk.
+        # Kept only once written: after a failure, the chain is read again from the disk.
         head = await trio.to_thread.run_sync(chain.append, entries, self.processes.clock.now())
         self._chains[colony] = chain
         await self.client.commit(Txn([], [places.put_head(key, head)]))
-        # Before it leaves the store: who reads it meanwhile finds it in one of both.
+        # Before it leaves the store: a reader meanwhile finds it in one of both.
         await self.history_reader.catch_up(colony)
 
     async def _record(
         self, process: Process, submission: bytes, *, logged: bool = True
     ) -> list[dict[str, Any]]:
-        """All that is known of a closed process; long logs come before it, in parts."""
+        """Return the records of a closed process; long logs come before it, in parts."""
         lines = await self._lines(process) if logged else []
         parts = [lines[start : start + _LINES] for start in range(0, len(lines), _LINES)]
         entries: list[dict[str, Any]] = [
@@ -211,7 +214,7 @@ class Retention:
             "id": process.processid,
             "process": _plain(process),
             "logs": parts[-1] if parts else [],
-            # Of another colony it is no text, and kept by the hook.
+            # The request of another colony is no text, and kept by the hook.
             "submission": "" if process.origin else _signed(process, submission),
         }
         if beyond := await self.processes.hooks.record(process):
@@ -236,7 +239,7 @@ class Retention:
             for at in range(0, len(page), _BATCH):
                 began = trio.current_time()
                 found = await self._load(colony, page[at : at + _BATCH])
-                # Or each sweep would write again what it can't remove.
+                # Otherwise each sweep would write again what it can't remove.
                 batch += await self._unowed([it for it in found if self._due(it.process, limit)])
                 if len(batch) >= _TOGETHER or sum(it.size for it in batch) >= _MOST_BYTES:
                     moved += await self._move(colony, batch)
@@ -245,15 +248,17 @@ class Retention:
         return moved + (await self._move(colony, batch) if batch else 0)
 
     async def _page(self, prefix: str, start: str) -> tuple[list[str], str]:
-        """Ids of an index by time, newest first, and where the next page begins, or ""."""
+        """Return ids of an index by time, newest first, and where the next page begins, or ""."""
         page = await self.client.range(prefix, limit=_PAGE, start=start, keys_only=True)
         ids = [item.key.rpartition("/")[2] for item in page.items]
         return ids, page.items[-1].key + "\0" if page.more else ""
 
     async def _move(self, colony: str, found: Sequence[_Found]) -> int:
-        """Write processes to history, then remove them from the store; gives the records."""
+        """Write processes to history, then remove them from the store; return the number of
+        records.
+        """
         entries: list[dict[str, Any]] = []
-        # Most have no lines: one read tells which have some.
+        # Most processes have no lines: one read tells which have some.
         lines = [GetFirst(keys.process_logs(colony, it.process.processid)) for it in found]
         logged = (await self.client.commit(Txn([], lines))).responses
         for it, some in zip(found, logged, strict=True):
@@ -268,7 +273,7 @@ class Retention:
             if (await self.client.commit(together)).succeeded:
                 self._gone([it for it, _ in group])
                 continue
-            # One that changed meanwhile stays, and is written again in its time.
+            # A process that changed meanwhile stays, and is written again later.
             for it, txn in group:
                 if (await self.client.commit(txn)).succeeded:
                     self._gone([it])
@@ -280,7 +285,7 @@ class Retention:
             self.freed += it.size + _OVERHEAD
 
     async def _unowed(self, found: list[_Found]) -> list[_Found]:
-        """Those of them whose end no other colony has to fetch yet, as the store says."""
+        """Return those whose outcome no other colony has yet to fetch, by the store."""
         marks = [it.process.notify for it in found if it.process.notify]
         owed = {kv.key for kv in await read_many(self.client, marks, _BATCH) if kv}
         return [it for it in found if it.process.notify not in owed]
@@ -294,7 +299,7 @@ class Retention:
         )
 
     async def _load(self, colony: str, ids: Sequence[str]) -> list[_Found]:
-        """Processes that exist, with their revision and what asked for them."""
+        """Return processes that exist, with their revision and signed request."""
         processes = [keys.process(colony, pid) for pid in ids]
         submissions = [keys.submission(colony, pid) for pid in ids]
         # Fewer at once where they are large.
@@ -311,7 +316,7 @@ class Retention:
         ]
 
     async def _rest(self, began: float) -> None:
-        """Leave the store to others for as long as it was just worked with, unless it is urgent."""
+        """Leave the store to others for as long as the batch took, unless it is urgent."""
         if not self.relief.urgent:
             await trio.sleep(min(_LONGEST_PAUSE, trio.current_time() - began))
 
@@ -337,7 +342,7 @@ class Retention:
             return 0
         if not 0 < graph.endtime <= limit:
             return 0
-        # In full, as they are kept.
+        # In full, as history keeps them.
         nodes = await self.processes.load_many(graph.colonyname, graph_store.ids(graph))
         if any(self.processes.hooks.removable(node) for node in nodes):
             return 0
@@ -355,7 +360,7 @@ class Retention:
         try:
             await self.workflows.remove(colony, graphid)
         except RpcError as error:
-            # Somebody else's call came between: what is still there stays for the next sweep.
+            # Another call came between: what is left waits for the next sweep.
             log.info("a workflow stays", graph=graphid, because=error)
         self.freed += size
         return written
@@ -375,7 +380,7 @@ class Retention:
     async def _logs(self, colony: str, limit: int) -> int:
         """Move the lines logged by `limit` (Unix ns).
 
-        Those of a process that is still in the store are in its own log, too, and go with it.
+        Lines of a process that is still in the store are in its own log, too, and move with it.
         """
         moved = 0
         prefix, start = log_store.until(colony, limit)
@@ -416,7 +421,7 @@ class Retention:
         for at in range(0, len(ops), _DELETED):
             some_ops = [op for each in ops[at : at + _DELETED] for op in each]
             await self.client.commit(Txn([], some_ops))
-        # A line is in the store twice, and once more as a place in time.
+        # A line is in the store twice, and its key in the index by time.
         self.freed += sum(2 * len(line.message) + _OVERHEAD for line in lines.values())
         return len(entries)
 
@@ -426,7 +431,7 @@ class Retention:
         return keys.executor_logs(colony, executorname) + keys.log_place(timestamp)
 
     async def _alive(self, colony: str, ids: set[str]) -> set[str]:
-        """Which of these processes are in the store."""
+        """Return which of these processes are in the store."""
         wanted = [keys.process(colony, pid) for pid in sorted(ids)]
         found = await read_many(self.client, wanted, _BATCH)
         return {kv.key.rpartition("/")[2] for kv in found if kv is not None}
@@ -435,7 +440,7 @@ class Retention:
 def _grouped(
     txns: Sequence[tuple[_Found, Txn]],
 ) -> Iterator[Sequence[tuple[_Found, Txn]]]:
-    """As many in a row as fit one transaction."""
+    """Return as many in a row as fit one transaction, group by group."""
     some: list[tuple[_Found, Txn]] = []
     room = _OPERATIONS
     for each in txns:
@@ -450,7 +455,7 @@ def _grouped(
 
 
 def _signed(process: Process, submission: bytes) -> str:
-    """The request as it was signed."""
+    """Return the request as it was signed."""
     try:
         return grow(submission, process.spec).decode(errors="replace")
     except ValueError as error:

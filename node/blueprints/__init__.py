@@ -1,1 +1,1 @@
-"""Wanted states and their reconcilers."""
+"""Blueprints: wanted states and their reconcilers."""

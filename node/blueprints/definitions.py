@@ -1,4 +1,4 @@
-"""Definitions of blueprints: which kinds a colony knows, their schemas and their reconcilers.
+"""Definitions of blueprints: the kinds that a colony knows, their schemas and their reconcilers.
 
 Blueprints themselves are in `blueprints.service`.
 """
@@ -23,13 +23,13 @@ from node.processes.quotas import Quotas
 from node.store import blueprints as store
 from node.store.blueprints import Definition
 
-# A lost race is tried again with fresh values; this many in a row means something is wrong.
+# Tries of one change, each with fresh values after a lost race. More mean that something is wrong.
 _TRIES = 16
 
 
 @dataclass
 class Definitions:
-    """`now` gives Unix nanoseconds."""
+    """The definitions of a node. `now` gives Unix nanoseconds."""
 
     client: EtcdClient
     now: Callable[[], int]
@@ -64,7 +64,7 @@ class Definitions:
         raise NotFound(f"colony {meta.colonyname!r} is not hosted here")
 
     async def get(self, colony: str, name: str) -> Definition:
-        """The definition with a name. Raises NotFound."""
+        """Return the definition with a name. Raises NotFound."""
         kind = await self.client.get(store.definition_name(colony, name))
         if kind is not None:
             found = await self.client.get(store.definition(colony, kind.value.decode()))
@@ -73,7 +73,7 @@ class Definitions:
         raise NotFound(f"name: no blueprint definition {name[:80]!r} in colony {colony}")
 
     async def listing(self, colony: str) -> Pages[Definition]:
-        """The definitions of a colony, by name, in pages: each may be large."""
+        """Return the definitions of a colony, by name, in pages: each may be large."""
         kinds: list[tuple[str, str]] = []
         async for page in below(self.client, store.definition_name(colony, "")):
             kinds += [(unquote(kv.key.rpartition("/")[2]), kv.value.decode()) for kv in page]

@@ -1,7 +1,6 @@
-"""What follows from a change of a blueprint: processes and crons that join its transaction.
+"""Reconciliation: the processes and crons that join the transaction of a changed blueprint.
 
-When something changes is decided in `blueprints.service`, what a process asks for in
-`blueprints.rules`.
+`blueprints.service` decides when something changes, `blueprints.rules` has the spec of a process.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ from node.timers.crons import Crons, next_run
 INTERVAL = 60
 _MAX_CRON_NAME = 255
 
-# Brings memory in step with the store; told the revision of the transaction.
+# Brings memory in step with the store; gets the revision of the transaction.
 Followup = Callable[[int], None]
 
 
 @dataclass
 class Reconciliation:
-    """`now` gives Unix nanoseconds."""
+    """Makes the processes and crons of blueprints. `now` gives Unix nanoseconds."""
 
     client: EtcdClient
     processes: Processes
@@ -55,7 +54,10 @@ class Reconciliation:
     def generation(
         self, blueprint: Blueprint, definition: Definition, initiator: Initiator
     ) -> Process | None:
-        """The process that reconciles a generation, if the kind has a handler. Raises TooMany."""
+        """Return the process that reconciles a generation, if the kind has a handler.
+
+        Raises TooMany.
+        """
         handler = definition.handler
         if not handler.executortype or not handler.functionname:
             return None
@@ -67,7 +69,10 @@ class Reconciliation:
     def wanted(
         self, blueprint: Blueprint, spec: FunctionSpec, initiator: Initiator, processid: str
     ) -> Process:
-        """A process that somebody asks for. Raises TooMany when too many of theirs are open."""
+        """Return a process that a member asks for.
+
+        Raises TooMany when the member has too many open.
+        """
         colony = blueprint.metadata.colonyname
         self.processes.quotas.require_processes(colony, initiator.name)
         return self.process(blueprint, spec, initiator, processid)
@@ -75,7 +80,7 @@ class Reconciliation:
     def process(
         self, blueprint: Blueprint, spec: FunctionSpec, initiator: Initiator, processid: str
     ) -> Process:
-        """A process that calls a reconciler."""
+        """Return a process that calls a reconciler."""
         return build_process(
             spec,
             processid=processid,
@@ -86,16 +91,16 @@ class Reconciliation:
         )
 
     def submit(self, draft: TxnBuilder, process: Process) -> Followup:
-        """Have a process submitted with the draft."""
+        """Add the submission of a process to the draft."""
         draft.join(process_store.submit(process, b"").txn)
         return lambda revision: self.processes.committed_submit(process, revision)
 
     async def start_cron(
         self, draft: TxnBuilder, definition: Definition, location: str
     ) -> list[Followup]:
-        """Have the kind reconciled from time to time at a location, from now on if not already.
+        """Have a kind reconciled from time to time at a location, unless it is already.
 
-        The colony itself is the initiator: who adds the first blueprint may leave.
+        The colony itself is the initiator: the member that adds the first blueprint may leave.
         """
         handler, colony = definition.handler, definition.metadata.colonyname
         if not handler.executortype or not handler.functionname:
@@ -150,7 +155,7 @@ class Reconciliation:
     def cleanup(
         self, blueprint: Blueprint, definition: Definition, initiator: Initiator
     ) -> Process | None:
-        """The process that clears away what a removed blueprint brought about."""
+        """Return the process that cleans up after a removed blueprint."""
         if not definition.handler.executortype:
             return None
         location = blueprint.metadata.locationname

@@ -1,4 +1,5 @@
-"""What a blueprint may look like, when it is a new generation, and what its reconciler is called.
+"""Rules of blueprints: which values are valid, what makes a new generation, and the call of a
+reconciler.
 
 Values in, values out: `blueprints.service` does what is decided here.
 """
@@ -27,7 +28,7 @@ MAX_GENERATION = 2**53 - 1
 
 @dataclass(frozen=True)
 class Initiator:
-    """Who asks, and under which name what follows is submitted."""
+    """The caller, and the name under which its processes are submitted."""
 
     id: str
     name: str
@@ -35,10 +36,11 @@ class Initiator:
 
 @dataclass
 class BlueprintRequest:
-    """A blueprint as a client sends it. Without a `status` the one that is there stays.
+    """A blueprint as a client sends it. Without a `status`, the stored one stays.
 
     `copied` is when the copy that the client changed was made, in Unix ms; 0 if it is no copy.
-    `repeatable` says that the id stands for this one request: whoever has it is its result.
+    `repeatable` means that the id identifies this one request: the blueprint with the id is its
+    result.
     """
 
     kind: str
@@ -56,12 +58,12 @@ class BlueprintRequest:
 
 
 def colony_initiator(colony: Colony) -> Initiator:
-    """The colony itself: its owner is no member, so it goes by a name that no member can have."""
+    """Return the colony itself as an initiator, under a name that no member can have."""
     return Initiator(colony.colonyid, f"colony/{colony.name}")
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two JSON values mean the same: 1 is 1.0, but never true."""
+    """Return whether two JSON values mean the same: 1 is 1.0, but never true."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):
@@ -72,9 +74,9 @@ def same(one: Any, other: Any) -> bool:
 
 
 def revise(known: Blueprint, wanted: BlueprintRequest, *, force: bool, now: int) -> Blueprint:
-    """The blueprint after an update: a changed spec, or force, is a new generation.
+    """Return the blueprint after an update: a changed spec, or `force`, makes a new generation.
 
-    A status comes from the reconciler: a copy of one that is older than what is known does not
+    A status comes from the reconciler: the status of a copy older than the stored one does not
     replace it. `now` in Unix ns.
     """
     meta = known.metadata
@@ -96,14 +98,14 @@ def revise(known: Blueprint, wanted: BlueprintRequest, *, force: bool, now: int)
 
 
 def cron_name(kind: str, location: str) -> str:
-    """What the cron that reconciles a kind at a location is called, as upstream."""
+    """Return the name of the cron that reconciles a kind at a location, as upstream."""
     return f"reconcile-{kind}-{location}" if location else f"reconcile-{kind}"
 
 
 def call(
     definition: Definition, funcname: str, nodename: str, location: str, kwargs: dict[str, Any]
 ) -> FunctionSpec:
-    """A call of a kind's reconciler, without limits of time."""
+    """Return a call of a kind's reconciler, without limits of time."""
     executortype = definition.handler.executortype
     return FunctionSpec(
         nodename=f"{executortype}-{nodename}",
@@ -125,7 +127,7 @@ def call(
 
 
 def reconcile_call(definition: Definition, location: str, kwargs: dict[str, Any]) -> FunctionSpec:
-    """The call that reconciles blueprints of a kind at a location."""
+    """Return the call that reconciles blueprints of a kind at a location."""
     function = definition.handler.functionname
     return call(definition, function, function, location, kwargs)
 
@@ -171,11 +173,11 @@ def check_wanted(wanted: BlueprintRequest, definition: Definition) -> None:
 
 
 def check_size(value: object, name: str) -> None:
-    """Raise Invalid for what is too large to be stored."""
+    """Raise Invalid for a value that is too large to be stored."""
     if len(pack(value)) > MAX_BYTES:
         raise Invalid(f"{name}: at most {MAX_BYTES // 2**20} MiB with all that belongs to it")
 
 
 def call_kwargs(blueprint: Blueprint) -> dict[str, Any]:
-    """What a reconciler is told about one blueprint."""
+    """Return the arguments of a reconciler about one blueprint."""
     return {"kind": blueprint.kind, "blueprintName": blueprint.metadata.name}

@@ -54,7 +54,7 @@ _LIMITS: dict[str, _Limit] = {
     "maxProperties": ("object", len, operator.le, "has more than {} properties"),
 }
 # Keywords of JSON Schema that restrict values and are not checked here. They are refused, not
-# ignored: a value meets several of them, a pattern takes its own time, and a reference leads
+# ignored: several of them apply to one value, a pattern takes its own time, and a reference leads
 # anywhere. Any other keyword restricts nothing.
 _REFUSED = frozenset({
     "$dynamicRef", "$recursiveRef", "$ref", "additionalItems", "allOf", "anyOf", "const",
@@ -176,7 +176,8 @@ class _SchemaParser:
             rule.limits.append((_LIMITS[keyword], value))
 
 
-# Where a value is: the place of what holds it, and the key in that; None is the spec itself.
+# The place of a value: the place of the value that holds it, and its key there; None is the spec
+# itself.
 _Place = tuple[Any, str | int] | None
 
 
@@ -287,14 +288,14 @@ def _key(value: Any, room: int = MAX_DEPTH) -> Any:
 
 
 def _step(key: object) -> str:
-    """One step of a path: `.name`, `[3]` or `["any text"]`."""
+    """Return one step of a path: `.name`, `[3]` or `["any text"]`."""
     if isinstance(key, str):
         return f".{key}" if _PLAIN.match(key) else f"[{msgspec.json.encode(key[:80]).decode()}]"
     return f"[{key}]"
 
 
 def _show(value: Any) -> str:
-    """A value for a message, cut."""
+    """Return a value for a message, cut."""
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list"
     if isinstance(value, str):

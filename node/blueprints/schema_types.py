@@ -1,7 +1,7 @@
-"""Which keywords of a blueprint's schema upstream has a type for, and what does not fit it.
+"""The keywords of a blueprint's schema that upstream has a type for, and values that do not fit it.
 
-Upstream reads a schema into structs of a few fields; what else JSON Schema has is nothing to it.
-Whether a schema can be used is decided in `schema`.
+Upstream reads a schema into structs of a few fields, and ignores the rest of JSON Schema. Whether a
+schema can be used is decided in `schema`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _TOP = {"type": _TEXT, "properties": _SCHEMAS, "required": _TEXTS}
 
 
 def fitting(schema: dict[str, Any], misfit: Callable[[str, str], None]) -> dict[str, Any]:
-    """Return a schema without what upstream's clients could not read, nulls among it.
+    """Return a schema without the values that upstream's clients could not read, nulls among them.
 
-    `misfit` is told the path of each keyword that is left out for its value or its spelling (Go
-    takes one in another case for the same), and what would do; it may raise.
+    `misfit` gets the path of each keyword that is left out for its value or its spelling (Go reads
+    one in another case as the same), and what would do; it may raise.
     """
     return _level(schema, "", _TOP, misfit)
 

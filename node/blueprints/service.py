@@ -1,7 +1,7 @@
 """Blueprints: wanted states that reconcilers bring about, told of each change exactly once.
 
-A call is one transaction, with the processes and crons that follow from it; definitions of kinds
-are in `definitions`, rules in `blueprints.rules`, and who may call is decided in the handlers.
+A call is one transaction, with the processes and crons that follow from it. Definitions of kinds
+are in `definitions`, rules in `blueprints.rules`; the handlers check rights.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from node.store.update import update
 
 # Bytes of one answer about history; the newest changes that fit.
 _HISTORY_BYTES = 16 * 1024 * 1024
-# A lost race is tried again with fresh values; this many in a row means something is wrong.
+# Tries of one change, each with fresh values after a lost race. More mean that something is wrong.
 _TRIES = 16
 _PAGE = 16
 
 
 @dataclass
 class Blueprints:
-    """`now` gives Unix nanoseconds."""
+    """The blueprints of a node. `now` gives Unix nanoseconds."""
 
     client: EtcdClient
     processes: Processes
@@ -61,7 +61,9 @@ class Blueprints:
 
     @asynccontextmanager
     async def _turn(self, *place: str) -> AsyncIterator[None]:
-        """One change at a time here: the compare makes it right, this lets everybody win once."""
+        """Wait for the changes of this daemon before; the compare keeps changes right, this lets
+        each win once.
+        """
         lock = self._turns.get(place)
         if lock is None:
             lock = self._turns[place] = trio.Lock()
@@ -78,7 +80,7 @@ class Blueprints:
     # -- reading -------------------------------------------------------------------------
 
     async def get(self, colony: str, name: str) -> Blueprint:
-        """The blueprint with a name. Raises NotFound."""
+        """Return the blueprint with a name. Raises NotFound."""
         return (await self._load(colony, name))[0]
 
     async def _load(self, colony: str, name: str) -> tuple[Blueprint, int]:
@@ -88,7 +90,7 @@ class Blueprints:
         return unpack(found.value, Blueprint), found.mod_revision
 
     async def listing(self, colony: str, kind: str, location: str) -> Pages[Blueprint]:
-        """Blueprints by name: all of a colony, or of one kind, or of that at one location.
+        """Return blueprints by name: all of a colony, or of one kind, or of a kind at one location.
 
         In pages: each may be large.
         """
@@ -108,7 +110,8 @@ class Blueprints:
     async def history(
         self, colonies: Sequence[str], blueprintid: str, limit: int
     ) -> list[BlueprintChange]:
-        """Changes of a blueprint of one of these colonies, newest first; limit 0: all that fit.
+        """Return changes of a blueprint of one of these colonies, newest first; limit 0: all that
+        fit.
 
         Raises NotFound.
         """
@@ -139,7 +142,7 @@ class Blueprints:
     async def add(self, wanted: BlueprintRequest, initiator: Initiator) -> Blueprint:
         """Store a new blueprint and submit its first reconciliation.
 
-        Raises Invalid for what makes no sense or breaks the schema, Conflict if the name is taken.
+        Raises Invalid for a bad value or one that breaks the schema, Conflict if the name is taken.
         """
         colony = wanted.colony
         for _ in range(_TRIES):
@@ -248,7 +251,7 @@ class Blueprints:
         definition: Definition,
         touched: KeyValue,
     ) -> list[Followup]:
-        """What another location means for the crons there and here."""
+        """Change the crons at the old and the new location of a blueprint."""
         location = after.metadata.locationname
         if location:
             await self.locations.ensure(after.metadata.colonyname, location)
@@ -359,7 +362,7 @@ def _row(blueprint: Blueprint, initiator: Initiator, changetype: str) -> Bluepri
 
 
 def _reconciled(blueprint: Blueprint, process: Process | None) -> Blueprint:
-    """The blueprint that knows its last reconciliation."""
+    """Return the blueprint with its last reconciliation noted."""
     if process is None:
         return blueprint
     meta = msgspec.structs.replace(

@@ -1,7 +1,7 @@
 """The bytes of files over HTTP: `GET`, `HEAD` and `PUT /files/<sha256>` with a ticket.
 
-A part of an upload is one request within the limit of bodies; a download streams, or gives a
-range. Tickets are made by `handlers.files`, and bytes are kept by `files.blobs`.
+A part of an upload is one request within the limit of bodies; a download streams, or returns a
+range. `handlers.files` makes tickets, `files.blobs` keeps the bytes.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _progress(offset: int, *, complete: bool) -> Response:
 
 
 def _part(request: Request, scope: Scope) -> int:
-    """Where the part in a PUT begins. Without a content-range the body is all there is."""
+    """Return where the part in a PUT begins. Without a content-range the body is everything."""
     text = request.headers.get("content-range")
     if text is None:
         first, length, total = 0, scope.size, scope.size
@@ -113,7 +113,7 @@ async def _give(path: Path, size: int, request: Request) -> Response:
 
 
 def _wanted(text: str, size: int) -> tuple[int, int] | None:
-    """First byte and length of a single range; None when it can't be satisfied."""
+    """Return first byte and length of a single range; None when it can't be satisfied."""
     match = _RANGE.match(text)
     if match is None or not (match[1] or match[2]):
         return None
@@ -128,12 +128,12 @@ def _wanted(text: str, size: int) -> tuple[int, int] | None:
 def _stream(
     path: Path, first: int, length: int, status: int, headers: list[tuple[str, str]]
 ) -> Response:
-    """An answer that takes the connection over and writes chunk by chunk."""
+    """Return an answer that takes the connection over and writes chunk by chunk."""
     lines = [
         f"HTTP/1.1 {status} {'OK' if status == 200 else 'Partial Content'}",
         f"content-type: {_BINARY}",
         *(f"{name}: {value}" for name, value in headers),
-        # Like every answer below this path, as `cors` has it.
+        # Like every answer below this path, by the rules of `cors`.
         "access-control-allow-origin: *",
         f"content-length: {length}",
         "connection: close",

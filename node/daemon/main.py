@@ -1,6 +1,6 @@
 """The nursery tree of a node: what starts, in which order, and what ends it.
 
-Store first, then the indexes, then the doors; on the way down the other way round.
+The store starts first, then the indexes, then the listeners; they end the other way round.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ from node.timers.election import home_identity
 
 log = get_logger("daemon")
 
-# Every module with rows of the table, as the documentation has them; each new capability adds its
-# own here.
+# Every module with rows of the table, in the order of the documentation; a new module is added
+# here.
 HANDLERS = (
     colonies,
     status,
@@ -110,9 +110,9 @@ _TICK = 1.0
 
 @dataclass(frozen=True)
 class Joined:
-    """What an extension that runs adds to a node.
+    """What a running extension adds to a node.
 
-    `addresses` are those of its own port, `status` tells of it, `appliers` are for `Reload`.
+    `addresses` are those of its own port, `status` returns its state, `appliers` are for `Reload`.
     """
 
     addresses: Sequence[str]
@@ -125,7 +125,7 @@ Extension = Callable[[Node, Table, HomeInfo, Config], AbstractAsyncContextManage
 
 @dataclass(frozen=True)
 class StartOptions:
-    """What the daemon was started with. `overrides` are flags by dotted path."""
+    """The options of a start. `overrides` are flags by dotted path."""
 
     home: Path
     overrides: Mapping[str, object]
@@ -161,7 +161,7 @@ async def run(
             " tls.key and tls.crt",
         )
     notifier = Notifier.from_environ(os.environ)
-    # Open before anybody is told that we are ready: a signal must not find the default action.
+    # Open before readiness is announced: a signal must not find the default action.
     with (
         lock_home(settings.home),
         withdrawn(settings.home),
@@ -198,7 +198,7 @@ async def _supervise(
 
 
 async def _open_pressure(client: EtcdClient, home: Path) -> None:
-    """Learn how full the store is before anything is written, and have it taken in again."""
+    """Learn how full the store is before anything is written, and clear an old alarm."""
     if client.pressure.own:
         await clear_alarm(client)
         await observe(client, home)
@@ -206,11 +206,11 @@ async def _open_pressure(client: EtcdClient, home: Path) -> None:
     try:
         await observe(client)
     except EtcdError as error:
-        log.warning("store is not watched", because=error)  # `watch_use` goes on trying
+        log.warning("store is not watched", because=error)  # `watch_use` tries again
 
 
 async def _maintain(client: EtcdClient, home: Path) -> None:
-    """Keep the embedded store, or watch the one that others keep."""
+    """Maintain the embedded store, or watch a store that others run."""
     pressure = client.pressure
     if pressure.own:
         await maintain(client, quota_bytes=pressure.quota, hold=keys.HOLD, disk=home)
@@ -279,7 +279,8 @@ async def _serve(
         async with _extended(extension, node, table, info, config) as joined:
             if joined is not None:
                 node.serving.extended(joined.status)
-            # Not before: what is ready by now may have to go to another colony, and hooks know.
+            # Not before: a process that is ready by now may have to go to another colony, and the
+            # hooks know.
             await nursery.start(keep_going, "workflows", node.workflows.run)
             await nursery.start(keep_going, "timers", partial(timers.run, node.retiming))
             drained = trio.Event()
@@ -328,7 +329,8 @@ async def _serve(
                 },
             )
             # Modules and the first listing stay, and requests leave hardly any cycles: looking for
-            # them among all that waits, every few requests, would make a deep queue a slow one.
+            # them among everything that waits, every few requests, would make a deep queue a slow
+            # one.
             gc.freeze()
             gc.set_threshold(10_000, 20, 50)
             await _until_signal(signals, node, reload, settings, notifier)
@@ -342,7 +344,7 @@ async def _serve(
 
 
 def _tls(home: Path, config: Config) -> ssl.SSLContext | None:
-    """What RPC is served with. Raises ConfigError."""
+    """Return the TLS context that RPC is served with, or None. Raises ConfigError."""
     rpc = config.rpc
     if not rpc.tls:
         return None
@@ -363,12 +365,12 @@ def _limit(node: Node, config: Config) -> None:
 
 
 def _let_reregister(node: Node, config: Config) -> None:
-    """Say whether an executor may replace the one that has its name."""
+    """Apply whether an executor may replace the one that has its name."""
     node.members.reregister = config.rpc.reregister
 
 
 def _blobs(path: Path, config: Config, clock: Clock) -> BlobStore:
-    """The directory of bytes at `path`. Raises HomeError."""
+    """Return the blob store at `path`. Raises HomeError."""
     try:
         return BlobStore(path, int(config.files.quota), clock.now, uploads=config.quotas.uploads)
     except OSError as error:
@@ -376,7 +378,7 @@ def _blobs(path: Path, config: Config, clock: Clock) -> BlobStore:
 
 
 def _adopted(info: HomeInfo) -> Executor | None:
-    """The executor that the SDKs' variables name, if they do."""
+    """Return the executor that the SDKs' variables name, or None."""
     if info.executor is None:
         return None
     return Executor(
@@ -400,12 +402,12 @@ async def _extended(
 
 
 async def _deadlines(node: Node) -> None:
-    """Deal with passed deadlines once a second; a store that is away is tried again."""
+    """Deal with passed deadlines once a second; if the store does not answer, try again."""
     while True:
         try:
             await expire(node.processes, node.assigner)
         except Exception as error:
-            # Whatever it is about one process, the others are looked at again in a second.
+            # Whatever is wrong with one process, the others are looked at again in a second.
             log.warning("deadlines wait", error=repr(error))
         await trio.sleep(_TICK)
 

@@ -1,6 +1,6 @@
 """`GET /metrics`: the node in numbers, in Prometheus's text format.
 
-Counting is done where things happen; here it is only read, put into words, and kept for a moment.
+Other modules count; here the counts are read, put into text, and kept for a moment.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from node.version import VERSION
 
 PATH = "/metrics"
 FRESH = 2.0  # seconds for which a reading is served again: scrapers may come in numbers
-_HEADS = 64  # places looked at for the first process that waits for nothing but an executor
+_HEADS = 64  # places looked at for the first process that waits only for an executor
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _PROXIED = ("forwarded", "x-forwarded-for", "x-real-ip")
 
@@ -52,7 +52,7 @@ class Family:
 
 
 def render(families: Iterable[Family]) -> str:
-    """The text format, version 0.0.4; families without samples are left out."""
+    """Return the text format, version 0.0.4; families without samples are left out."""
     lines: list[str] = []
     for family in families:
         if not family.samples:
@@ -72,8 +72,8 @@ def _escaped(text: str, *, quotes: bool = True) -> str:
 
 
 def is_local(remote: str, headers: Mapping[str, str]) -> bool:
-    """Whether a request was made on this host, neither through a proxy that stands on it nor by a
-    page whose own name was made to lead here.
+    """Return whether a request was made on this host, neither through a proxy on it nor by a page
+    whose own name was made to lead here.
     """
     if any(name in headers for name in _PROXIED):
         return False
@@ -81,7 +81,9 @@ def is_local(remote: str, headers: Mapping[str, str]) -> bool:
 
 
 def _names_this_host(host: str) -> bool:
-    """Whether a Host header is `localhost` or a loopback address; other names may lead anywhere."""
+    """Return whether a Host header is `localhost` or a loopback address; other names may lead
+    anywhere.
+    """
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
     return name.lower().removesuffix(".") == "localhost" or _is_loopback(name)
 
@@ -97,7 +99,7 @@ def _is_loopback(host: str) -> bool:
 
 @dataclass
 class Metrics:
-    """Reads the node at most once in `FRESH` seconds, however many ask."""
+    """Reads the node at most once in `FRESH` seconds, however many clients ask."""
 
     node: Node
     table: Table
@@ -160,7 +162,7 @@ class Metrics:
         return [calls, refusals]
 
     def _extension(self) -> list[Family]:
-        """What is plugged in tells its numbers by name: peers by state, messages by outcome."""
+        """Return the numbers of an extension by name: peers by state, messages by outcome."""
         families = []
         for name, value in self.node.serving.status().items():
             if isinstance(value, dict):
@@ -211,7 +213,7 @@ class Metrics:
         return [*same, processes, workflows, executors, head]
 
     async def _head_age(self, colony: str) -> float:
-        """Age in seconds of the first process that waits for nothing but an executor."""
+        """Return the age in seconds of the first process that waits only for an executor."""
         first = islice(self.node.processes.queue.in_order(colony), _HEADS)
         entry = next((entry for entry in first if not entry.blocked), None)
         if entry is None:
@@ -220,7 +222,7 @@ class Metrics:
         return max(0.0, (self.node.clock.now() - known[0].submissiontime) / 1e9) if known else 0.0
 
     def _disk(self) -> list[Family]:
-        """Known while the store is away, too: a full disk may be why."""
+        """Return the numbers of the disk, also while the store is away: a full disk may be why."""
         free = self.node.client.pressure.disk_free
         about = "Space left on the disk of the home, where the store is."
         family = Family("colonyd_disk_free_bytes", "gauge", about)

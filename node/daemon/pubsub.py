@@ -58,7 +58,7 @@ PATH = "/pubsub"
 MAX_MESSAGE = 65_536  # bytes of one message; an envelope with a subscription has a few hundred
 MAX_SUBSCRIPTIONS = 64  # on one socket
 IDLE = 30.0  # seconds a socket may stay without a subscription
-UNSIGNED_IDLE = 10.0  # likewise, when nobody has shown a right on it yet
+UNSIGNED_IDLE = 10.0  # likewise, when no right was shown on it yet
 PING = 30.0  # seconds between pings; a peer silent for two of these is gone
 RECHECK = 10.0  # seconds after which a quiet process is read again, in case an event was lost
 _LONGEST = 366 * 86_400
@@ -69,7 +69,7 @@ _NORMAL, _GOING_AWAY, _TOO_BIG, _TOO_SLOW = 1000, 1001, 1009, 1013
 _TYPE, _CHANNEL = "subscribeprocessmsg", "subscribechannelmsg"
 _CHANNEL_SECONDS = 30  # of a channel subscription that names no timeout, as upstream
 _CHANNEL_PAGE = 64  # entries read at once for a subscriber, if they are small
-_FRAMES = 8 << 20  # bytes of frames that are kept for the next one who is told the same
+_FRAMES = 8 << 20  # bytes of frames that are kept for other sockets with the same event
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 _HANDSHAKE = ("host", "connection", "upgrade", "sec-websocket-key", "sec-websocket-version")
 
@@ -98,12 +98,14 @@ def upgrade(node: Node, table: Table, frames: Frames, request: Request) -> Respo
 
 
 def _frame(text: bytes) -> bytes:
-    """A whole message as it goes over the wire: without a mask it is the same on each socket."""
+    """Return a whole message as bytes of the wire: without a mask, it is the same on each
+    socket.
+    """
     return bytes(FrameProtocol(client=False, extensions=[]).send_data(text.decode(), fin=True))
 
 
 class Frames:
-    """Frames that tell of a process, made once for all sockets that send them at the same time.
+    """Frames with processes, made once for all sockets that send them at the same time.
 
     `sending` is the bytes that sockets are sending now, `most` how many these may be.
     """
@@ -111,12 +113,12 @@ class Frames:
     def __init__(self, most: int) -> None:
         self.most = most
         self.sending = 0
-        # The process is kept with its frame, so that its id is not that of another one.
+        # The process is kept with its frame, so that its id() is not reused.
         self._made: OrderedDict[int, tuple[Process, bytes]] = OrderedDict()
         self._size = 0
 
     def of(self, process: Process) -> bytes:
-        """The frame that tells of a process."""
+        """Return the frame with a process."""
         known = self._made.get(id(process))
         if known is not None:
             return known[1]
@@ -129,7 +131,7 @@ class Frames:
         return made
 
 
-# The rows of what is sent to a socket, bound to it.
+# The rows that a socket serves, bound to it.
 calls: Calls[_WebSocket] = Calls("WebSocket")
 
 
@@ -149,9 +151,9 @@ class _WebSocket:
         self._table = table
         self._frames = frames
         self._signed = signed
-        self._known = False  # whether somebody has shown a right on it
+        self._known = False  # whether a right was shown on it
         self._meter = ByteCounter()
-        # One thing is read and sent at a time, however many subscriptions there are.
+        # One event is read and sent at a time, however many subscriptions there are.
         self._reading = trio.Lock()
         self._open_ones: set[tuple[str, str, bytes]] = set()
         self._websocket = websocket
@@ -191,8 +193,8 @@ class _WebSocket:
     # -- writing -------------------------------------------------------------------------
 
     async def _write(self, data: bytes | Callable[[], bytes]) -> None:
-        """Send bytes, or what a call makes of them once it is their turn."""
-        # Shielded: half a frame would spoil all that follow.
+        """Send bytes, or the result of a call at the moment of sending."""
+        # Shielded: half a frame would spoil all later ones.
         with trio.CancelScope(shield=True):
             async with self._writing:
                 if self._broken:
@@ -366,7 +368,9 @@ class _WebSocket:
 
     @contextmanager
     def _until(self, timeout: int) -> Iterator[None]:
-        """The time of a whole subscription; when it is over, so is the socket, as upstream."""
+        """Bound the time of a whole subscription; when it is over, so is the socket, as
+        upstream.
+        """
         with trio.move_on_after(min(max(timeout, 0), _LONGEST)) as scope:
             yield
         if scope.cancelled_caught:
@@ -383,7 +387,7 @@ class _WebSocket:
         last = (-1, -1)
 
         async def told_all(process: Process) -> bool:
-            """Send what is new; True when nothing can come any more."""
+            """Send the new states; return True when no other can come."""
             nonlocal last
             mark = (process.attempt, int(process.state))
             if wanted.matches(process) and mark > last:
@@ -396,7 +400,7 @@ class _WebSocket:
             async with self._reading:
                 return await told_all(await locate(self._node, caller, request.processid))
 
-        # Registered before the state is read: what comes between the two is not lost.
+        # Registered before the state is read: an event between the two is not lost.
         with self._node.subscriptions.open(wanted, meter=self._meter) as events:
             if await look():
                 return

@@ -1,6 +1,6 @@
-"""The end of a change of the home colony's key that a crash cut short: the store's word counts.
+"""Recovery of a change of the home colony's key that a crash cut short: the store decides.
 
-A change is begun by `federation.membership.rotation`; key files are `home`'s.
+`federation.membership.rotation` begins a change; key files are in `host.home`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ log = get_logger("rotation")
 
 
 async def finish(client: EtcdClient, home: Home, info: HomeInfo, now: int) -> HomeInfo:
-    """Put the next key in its place if the store knows the colony by that; `now` in Unix ns.
+    """Put the next key in its place if the store knows the colony by it; `now` in Unix ns.
 
-    If the store knows it by the present one, the change never happened, and a later one uses the
-    key that lies ready.
+    If the store knows the colony by the present key, the change never happened, and a later one
+    uses the key that lies ready.
     """
     if not home.has_next_key():
         return info

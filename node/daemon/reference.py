@@ -1,6 +1,7 @@
-"""The table of calls as documentation: one row for each, with the fields of its request.
+"""The reference: the table of calls as documentation, a row for each call with its request's
+fields.
 
-The rows come from the table itself; how they are printed is decided by the command line.
+The rows come from the table itself; the command line prints them.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Field(msgspec.Struct, frozen=True):
 
 
 class Row(msgspec.Struct, frozen=True):
-    """What there is to know about one call."""
+    """The documentation of one call."""
 
     section: str
     payloadtype: str
@@ -75,7 +76,9 @@ class Row(msgspec.Struct, frozen=True):
 
 
 def describe(calls: Iterable[Call[Any]]) -> list[Row]:
-    """The rows of `calls`, by sections in the order of their first calls; our own come last."""
+    """Return the rows of `calls`, by sections in the order of their first calls; our own come
+    last.
+    """
     sections: dict[str, list[Row]] = {}
     for call in calls:
         who = call.rights or call.who.value
@@ -88,14 +91,14 @@ def describe(calls: Iterable[Call[Any]]) -> list[Row]:
 
 
 def fields_of(kind: type) -> list[Field]:
-    """The fields of a request struct."""
+    """Return the fields of a request struct."""
     info = inspect.type_info(kind)
     assert isinstance(info, inspect.StructType)
     return [Field(f.encode_name, type_text(f.type), not f.required) for f in info.fields]
 
 
 def type_text(kind: inspect.Type) -> str:
-    """A type in the words of the documentation: string, int[], Conditions, ..."""
+    """Return a type in the words of the documentation: string, int[], Conditions, ..."""
     if type(kind) in _PLAIN:
         return _PLAIN[type(kind)]
     if isinstance(kind, inspect.Metadata):
@@ -122,7 +125,7 @@ def type_text(kind: inspect.Type) -> str:
 
 
 def objects(calls: Iterable[Call[Any]]) -> dict[str, list[Field]]:
-    """The objects that requests are made of, by name, with their fields."""
+    """Return the objects in requests, by name, with their fields."""
     found: dict[str, list[Field]] = {}
     seen: set[type] = set()
     left: list[inspect.Type] = []
@@ -142,7 +145,7 @@ def objects(calls: Iterable[Call[Any]]) -> dict[str, list[Field]]:
 
 
 def _inner(kind: inspect.Type) -> Iterator[inspect.Type | None]:
-    """The types that a collection, a union or an annotated type is made of."""
+    """Return the types inside a collection, a union or an annotated type."""
     yield getattr(kind, "item_type", None)
     yield getattr(kind, "value_type", None)
     if isinstance(kind, inspect.Metadata):
@@ -152,7 +155,7 @@ def _inner(kind: inspect.Type) -> Iterator[inspect.Type | None]:
 
 
 def markdown(calls: Iterable[Call[Any]]) -> str:
-    """The documentation of `calls`."""
+    """Return the documentation of `calls`."""
     every = list(calls)
     parts = [_BEGIN]
     section = ""

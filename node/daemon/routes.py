@@ -1,7 +1,6 @@
-"""What the RPC port serves: `POST /api`, subscriptions, metrics, files, health.
+"""The paths of the RPC port: `POST /api`, subscriptions, metrics, files, health.
 
-Each path's own answer is in `node.rpc` and `node.daemon.metrics`; when the port opens,
-`daemon.main` says.
+The answers are made in `node.rpc`, `node.daemon.metrics` and others; `daemon.main` opens the port.
 """
 
 from __future__ import annotations
@@ -74,7 +73,9 @@ def _plain_error(status_code: int, message: str) -> Response:
 
 
 def edge_error(status_code: int, message: str) -> Response:
-    """The answer to a request that got to no handler: of whatever path, any page may read why."""
+    """Return the answer to a request that reached no handler; any page may read it, whatever the
+    path.
+    """
     return cors.readable(_plain_error(status_code, message))
 
 
@@ -121,7 +122,7 @@ def http_handler(
 
 
 def _health(node: Node) -> Response:
-    """The answer while the store answers: unsigned, so it tells no sizes."""
+    """Return the answer while the store answers: unsigned, so it tells no sizes."""
     level = node.client.pressure.level
     if level is Level.OK:
         return Response(200)

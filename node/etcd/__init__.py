@@ -1,4 +1,4 @@
-"""The store's engine: an etcd client for trio, transactions as values, watches, the embedded etcd.
+"""The etcd client for trio: calls, transactions as values, watches.
 
-What is kept under which key, and what it means, is the business of `node.store`.
+The keys and their meaning are in `node.store`.
 """

@@ -1,6 +1,6 @@
-"""Reads of several keys in one transaction: asked for together, or by many at once.
+"""Batches of reads: several keys in one transaction, asked for together or by many tasks at once.
 
-Each read starts after it was asked for, so what it gives is as fresh as that of a read alone.
+Each read starts after it was asked for, so its values are as fresh as those of a read alone.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from node.etcd.txn import Get, Txn
 
 # Keys of one transaction: far below what etcd takes, and an answer is bounded too.
 _MOST = 16
-# Seconds in line after which a read goes alone: a store that hangs must not cost its time twice.
+# Seconds in line after which a read goes alone: a store that hangs must not cost its timeout twice.
 _PATIENCE = 0.05
 
 
 async def read(client: EtcdClient, *wanted: str) -> list[KeyValue | None]:
-    """What several keys hold, at one moment."""
+    """Return the values of several keys at one moment."""
     result = await client.commit(Txn([], [Get(key) for key in wanted]))
     return [kvs[0] if kvs else None for kvs in result.responses]
 
 
 async def read_many(client: EtcdClient, wanted: Sequence[str], page: int) -> list[KeyValue | None]:
-    """What keys hold, `page` of them at one moment, or fewer where they are large."""
+    """Return the values of keys, `page` of them at one moment, or fewer where they are large."""
     found: list[KeyValue | None] = []
     while len(found) < len(wanted):
         try:
@@ -43,7 +43,10 @@ async def read_many(client: EtcdClient, wanted: Sequence[str], page: int) -> lis
 
 @dataclass(eq=False, slots=True)
 class _BatchSlot:
-    """A read that waits in line; what it is `called` for, `leads` and `served` say."""
+    """A read that waits in line.
+
+    `called` wakes it, to lead the next batch (`leads`) or because it is `served`.
+    """
 
     key: str
     called: trio.Event = field(default_factory=trio.Event)
@@ -53,7 +56,9 @@ class _BatchSlot:
 
 
 class Reads:
-    """One read is under way at a time; those that come meanwhile go together in the next."""
+    """Reads in batches: one is under way at a time; reads asked for meanwhile go together in the
+    next.
+    """
 
     def __init__(self, client: EtcdClient) -> None:
         self._client = client
@@ -61,7 +66,7 @@ class Reads:
         self._line: dict[_BatchSlot, None] = {}
 
     async def get(self, key: str) -> KeyValue | None:
-        """The key's present value, or None. Raises EtcdError."""
+        """Return the key's present value, or None. Raises EtcdError."""
         if self._busy:
             seat = _BatchSlot(key)
             self._line[seat] = None
@@ -85,7 +90,7 @@ class Reads:
             self._call_next()
 
     def _call_next(self) -> None:
-        """The first in line leads the next read."""
+        """Let the first read in line lead the next batch."""
         first = next(iter(self._line), None)
         self._busy = first is not None
         if first is not None:
@@ -108,7 +113,8 @@ class Reads:
                 other.served = True
             return mine[0] if mine else None
         except EtcdError:
-            # Perhaps too much for one answer, or a broken connection: alone it is tried again.
+            # Perhaps too much for one answer, or a broken connection: each read is tried again
+            # alone.
             if trio.current_time() - began > _PATIENCE:
                 raise
         finally:

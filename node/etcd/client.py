@@ -1,6 +1,6 @@
-"""An awaitable etcd client: etcd3's messages over a channel of ours, a deadline on every call.
+"""An awaitable etcd client: etcd3's messages over our own channel, a deadline on every call.
 
-It knows keys and bytes only; what they mean is in `node.store`, and changes come from `watch`.
+It knows keys and bytes only; their meaning is in `node.store`, and changes come from `watch`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from node.etcd.txn import (
 )
 
 _READ_AGAIN = 0.05  # seconds after a broken connection; etcd's restart takes longer
-_LONGEST = 60.0  # seconds for all parts of a value; what nobody names is swept much later
+_LONGEST = 60.0  # seconds for all parts of a value; parts without a key are swept much later
 _PARTS_AT_ONCE = 128  # parts of one answer
 _WRITERS = 8  # parts that are written at the same time: etcd syncs them together
 _TRIES = 4  # reads of a value that is replaced meanwhile
@@ -58,7 +58,7 @@ _KV, _LEASE, _MAINTENANCE = (
 
 
 class KeyValue(msgspec.Struct, frozen=True, gc=False):
-    """One key as it was at the revision of the answer it came in."""
+    """One key as it was at the revision of its answer."""
 
     key: str
     value: bytes
@@ -68,7 +68,7 @@ class KeyValue(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Replaced(EtcdUnavailable):
-    """The parts of a value went while it was read: there is another one by now."""
+    """The parts of a value went while it was read: it was replaced meanwhile."""
 
 
 class Range(msgspec.Struct, frozen=True):
@@ -81,7 +81,7 @@ class Range(msgspec.Struct, frozen=True):
 
 
 class TxnResult(msgspec.Struct, frozen=True):
-    """Which branch was taken, at which revision, and one list for each `Get` of that branch."""
+    """The branch that was taken, its revision, and one list for each `Get` of that branch."""
 
     succeeded: bool
     revision: int
@@ -104,7 +104,7 @@ class Status(msgspec.Struct, frozen=True):
 
 
 def prefix_end(prefix: bytes) -> bytes:
-    """The first key after all those that start with `prefix` (`b"\\0"`: no end)."""
+    """Return the first key after all those that start with `prefix` (`b"\\0"`: no end)."""
     trimmed = prefix.rstrip(b"\xff")
     return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else b"\0"
 
@@ -187,19 +187,21 @@ class EtcdClient:
 
     @property
     def open_calls(self) -> int:
-        """How many calls, watches among them, are under way."""
+        """Return how many calls, watches included, are under way."""
         return self._channel.open_calls
 
     async def _call(
         self, path: str, request: Any, answer: Any, timeout: float | None = None
     ) -> Any:
-        """One request, one answer, within `timeout` seconds (the client's when None)."""
+        """Send one request and return its answer, within `timeout` seconds (the client's when
+        None).
+        """
         seconds = self._timeout if timeout is None else timeout
         data = await self._channel.call(path, request.SerializeToString(), seconds)
         return answer.FromString(data)
 
     async def _put_in(self, path: str, request: Any, answer: Any, *, adds: bool = True) -> Any:
-        """One request that may take space, counted if it `adds`; that none is left is noted."""
+        """Send a request that may take space, counted if it `adds`; note when no space is left."""
         data = request.SerializeToString()
         if adds:
             self.pressure.wrote(len(data))
@@ -210,7 +212,7 @@ class EtcdClient:
             raise
 
     async def _read(self, request: Any) -> Any:
-        """A range; asked again on a broken connection, since reading twice does no harm."""
+        """Read a range; repeat it on a broken connection, since reading twice does no harm."""
         deadline = trio.current_time() + self._timeout
         while True:
             remaining = deadline - trio.current_time()
@@ -224,7 +226,7 @@ class EtcdClient:
             await trio.sleep(_READ_AGAIN)
 
     async def get(self, key: str) -> KeyValue | None:
-        """The key's present value, or None."""
+        """Return the key's present value, or None."""
         for left in reversed(range(_TRIES)):
             answer = await self._read(pb.RangeRequest(key=key.encode()))
             try:
@@ -236,7 +238,7 @@ class EtcdClient:
         raise AssertionError
 
     async def _whole(self, items: list[KeyValue], revision: int = 0) -> list[KeyValue]:
-        """The same with the values that stubs stand for, as of `revision` (0: now).
+        """Return the items with the values of their stubs, as of `revision` (0: now).
 
         Raises `EtcdTooLarge` when they are too much for one answer, and `_Replaced`.
         """
@@ -270,7 +272,9 @@ class EtcdClient:
             low = answer.kvs[-1].key + b"\0"
 
     async def _write_parts(self, apart: Sequence[tuple[PartsRef, Put]]) -> None:
-        """Write what stubs will stand for, aside. Raises `EtcdUnavailable` when it takes long."""
+        """Write the parts of values, before the stubs. Raises `EtcdUnavailable` when it takes
+        long.
+        """
         if not apart:
             return
         began = trio.current_time()
@@ -306,12 +310,12 @@ class EtcdClient:
         revision: int = 0,
         raw: bool = False,
     ) -> Range:
-        """Keys with `prefix`, in order, at most `limit` (0: all), as of `revision` (0: now).
+        """Return keys with `prefix`, in order, at most `limit` (0: all), as of `revision` (0: now).
 
-        `start` is the first key given, inclusive: the lowest, or the highest when `descending`.
-        `end` is the first key after the range, for those that ascend. With `raw`, large values stay
-        the stubs that they are in the store. The cost grows with the keys in the range whatever
-        `limit` is: etcd counts all of them, and to descend also reads and sorts all.
+        `start` is the first key returned, inclusive: the lowest, or the highest when `descending`.
+        `end` is the first key after the range, in ascending order only. With `raw`, large values
+        stay the stubs that the store has. The cost grows with the keys in the range whatever
+        `limit` is: etcd counts all of them, and for a descending order also reads and sorts all.
         """
         low, high = prefix.encode() or b"\0", prefix_end(prefix.encode())
         if start is not None:
@@ -335,13 +339,14 @@ class EtcdClient:
             try:
                 items = await self._whole(items, revision)
             except _Replaced:
-                # One by one: what is written all the time would keep the others from being read.
+                # One by one: keys that are written all the time would keep the others from being
+                # read.
                 found = [await self.get(item.key) if ref_of(item.value) else item for item in items]
                 items = [item for item in found if item is not None]
         return Range(items, answer.more, answer.count, answer.header.revision)
 
     async def range_all(self, prefix: str, page: int = 500) -> tuple[list[KeyValue], int]:
-        """Every key that starts with `prefix`, as of one revision, and that revision."""
+        """Return every key that starts with `prefix`, as of one revision, and that revision."""
         items: list[KeyValue] = []
         start: str | None = None
         revision = 0
@@ -360,33 +365,33 @@ class EtcdClient:
             start = items[-1].key + "\0"
 
     async def first(self, prefix: str, before: str) -> str | None:
-        """The lowest key with `prefix`, if there is one lower than `before`."""
+        """Return the lowest key with `prefix` that is lower than `before`, or None."""
         request = pb.RangeRequest(key=prefix.encode(), range_end=before.encode(), limit=1)
         answer = await self._read(request)
         return answer.kvs[0].key.decode() if answer.kvs else None
 
     async def count(self, prefix: str) -> int:
-        """How many keys start with `prefix`."""
+        """Return how many keys start with `prefix`."""
         key = prefix.encode()
         request = pb.RangeRequest(key=key or b"\0", range_end=prefix_end(key), count_only=True)
         return int((await self._read(request)).count)
 
     async def put(self, key: str, value: bytes, lease: int = 0) -> int:
-        """Write unconditionally; gives the revision of the write."""
+        """Write unconditionally; return the revision of the write."""
         if len(value) > WHOLE or self.known.has(key):
             return (await self._commit(Txn([], [Put(key, value, lease)]))).revision
         request = pb.PutRequest(key=key.encode(), value=value, lease=lease)
         return int((await self._put_in(_KV + "Put", request, pb.PutResponse)).header.revision)
 
     async def delete(self, key: str) -> int:
-        """Remove one key; gives how many were removed, 0 or 1."""
+        """Remove one key; return how many were removed, 0 or 1."""
         gone = self.known.left([Delete(key)])
         deleted = await self._delete(pb.DeleteRangeRequest(key=key.encode()))
         await self._drop(gone)
         return deleted
 
     async def delete_prefix(self, prefix: str) -> int:
-        """Remove all keys that start with `prefix`; gives how many."""
+        """Remove all keys that start with `prefix`; return how many."""
         gone = self.known.left([DeletePrefix(prefix)])
         deleted = await self._delete(_delete_prefix(prefix))
         await self._drop(gone)
@@ -411,7 +416,7 @@ class EtcdClient:
             _add_operation(request.success, op)
         for op in txn.failure:
             _add_operation(request.failure, op)
-        # To move much out of a store must not look like filling it.
+        # Moving much out of a store must not look like filling it.
         adds = any(type(op) is Put for op in (*txn.success, *txn.failure))
         answer = await self._put_in(_KV + "Txn", request, pb.TxnResponse, adds=adds)
         done = txn.success if answer.succeeded else txn.failure
@@ -422,7 +427,7 @@ class EtcdClient:
         return TxnResult(answer.succeeded, answer.header.revision, await self._got(done, answer))
 
     async def _got(self, done: Sequence[Op], answer: Any) -> list[list[KeyValue]]:
-        """What the reads of a transaction gave. Raises `EtcdTooLarge` as a listing does."""
+        """Return the results of a transaction's reads. Raises `EtcdTooLarge` as a listing does."""
         gets = [op for op in done if type(op) is Get or type(op) is GetFirst]
         if not gets:
             return []
@@ -442,7 +447,7 @@ class EtcdClient:
             except Compacted:
                 if get.revision:
                     raise
-                # What was read a moment ago is forgotten already: then as it is now.
+                # The revision that was just read is compacted already: read the present value.
                 now = await self.get(get.key)
                 kvs = [] if now is None else [now]
             size += sum(len(kv.value) for kv in kvs)
@@ -452,30 +457,32 @@ class EtcdClient:
         return whole
 
     async def _drop(self, gone: Sequence[Op]) -> None:
-        """Remove parts that nothing names; what can't be now is swept later."""
+        """Remove parts that no key names; parts that can't be removed now are swept later."""
         with suppress(EtcdError):
             for op in gone:
                 if type(op) is DeletePrefix:
                     await self._delete(_delete_prefix(op.prefix))
 
     async def expand(self, key: str, value: bytes) -> bytes:
-        """The value that was found at a key by other means. Raises `EtcdUnavailable`, for one that
-        is another by now."""
+        """Return the whole value of a key whose stub was found by other means.
+
+        Raises `EtcdUnavailable` when the value was replaced meanwhile.
+        """
         if ref_of(value) is None:
             return value
         (found,) = await self._whole([KeyValue(key, value, 0, 0, 0)])
         return found.value
 
     async def grant(self, ttl: int) -> int:
-        """A new lease of `ttl` seconds (etcd may make it longer); gives its id."""
+        """Return the id of a new lease of `ttl` seconds (etcd may make it longer)."""
         request = pb.LeaseGrantRequest(TTL=ttl)
         return int((await self._put_in(_LEASE + "LeaseGrant", request, pb.LeaseGrantResponse)).ID)
 
     async def keep_alive(self, lease: int) -> None:
         """Renew the lease, a third of its life apart, until cancelled; raises `LeaseLost`.
 
-        Silence of etcd is not the loss of the lease, so it is outlasted: whoever acts on holding
-        the lease compares a key attached to it in the same transaction.
+        Silence of etcd is not the loss of the lease, so it is outlasted: a holder that acts
+        compares a key attached to the lease in the same transaction.
         """
         request = pb.LeaseKeepAliveRequest(ID=lease)
         while True:
@@ -494,17 +501,20 @@ class EtcdClient:
             await trio.sleep(answer.TTL / 3)
 
     async def revoke(self, lease: int) -> None:
-        """End a lease now, and with it every key attached; `LeaseLost` when it is gone already."""
+        """End a lease now, and with it every key attached.
+
+        Raises `LeaseLost` when it is gone already.
+        """
         request = pb.LeaseRevokeRequest(ID=lease)
         await self._call(_LEASE + "LeaseRevoke", request, pb.LeaseRevokeResponse)
 
     async def status(self) -> Status:
-        """The server's version, sizes and revision."""
-        # Status tells raft's index, not the store's revision: an empty read does.
+        """Return the server's version, sizes and revision."""
+        # Status has raft's index, not the store's revision: an empty read has that.
         read = await self._read(pb.RangeRequest(key=b"\0", count_only=True))
         answer = await self._call(_MAINTENANCE + "Status", pb.StatusRequest(), pb.StatusResponse)
-        # The stubs are older than `errors` (field 8, alarms among them) and `dbSizeInUse` (9). To
-        # ask for the alarms themselves would be a write to the log of every member.
+        # The stubs are older than `errors` (field 8, alarms among them) and `dbSizeInUse` (9).
+        # Asking for the alarms themselves would be a write to the log of every member.
         in_use, no_space = int(answer.dbSize), False
         fields: Any = UnknownFieldSet(answer)
         for field in fields:
@@ -523,13 +533,16 @@ class EtcdClient:
         )
 
     async def applied(self) -> int:
-        """The index of the last entry of the log that the server has applied."""
+        """Return the index of the last log entry that the server has applied."""
         answer = await self._call(_MAINTENANCE + "Status", pb.StatusRequest(), pb.StatusResponse)
         fields: Any = UnknownFieldSet(answer)  # `raftAppliedIndex` is younger than the stubs
         return next((int(f.data) for f in fields if f.field_number == 7), int(answer.raftIndex))
 
     async def compact(self, revision: int) -> None:
-        """Forget what was overwritten before `revision`; `Compacted` when that was done already."""
+        """Forget overwritten values from before `revision`.
+
+        Raises `Compacted` when that is done already.
+        """
         request = pb.CompactionRequest(revision=revision)
         await self._call(_KV + "Compact", request, pb.CompactionResponse, timeout=60)
 
@@ -539,7 +552,7 @@ class EtcdClient:
         await self._call(_MAINTENANCE + "Defragment", request, pb.DefragmentResponse, timeout=300)
 
     async def alarms(self) -> list[str]:
-        """Names of the raised alarms, such as NOSPACE."""
+        """Return the names of the raised alarms, such as NOSPACE."""
         return [_alarm_name(alarm.alarm) for alarm in await self._alarms()]
 
     async def _alarms(self) -> Any:
@@ -555,7 +568,9 @@ class EtcdClient:
             await self._call(_MAINTENANCE + "Alarm", off, pb.AlarmResponse)
 
     async def snapshot(self, path: Path) -> int:
-        """Save a consistent copy of the store at `path`, which must not exist; gives its bytes."""
+        """Save a consistent copy of the store at `path`, which must not exist; return its size in
+        bytes.
+        """
         request = pb.SnapshotRequest().SerializeToString()
 
         def begin() -> Stream:
@@ -564,7 +579,7 @@ class EtcdClient:
         return await save_snapshot(begin, pb.SnapshotResponse.FromString, path)
 
     def open_watch(self, request: Any) -> Stream:
-        """A stream of watch messages that begins with `request`; what they mean is in `watch`."""
+        """Open a stream of watch messages that begins with `request`; `watch` reads them."""
         return self._channel.stream("/etcdserverpb.Watch/Watch", request.SerializeToString())
 
 
@@ -577,7 +592,8 @@ def _alarm_name(number: int) -> str:
 async def open_client(
     target: str | Access, *, timeout: float = 5.0, pressure: Pressure | None = None
 ) -> AsyncIterator[EtcdClient]:
-    """A client of the server at `target` ("unix:/path" or "host:port"); `timeout` seconds a call.
+    """Give a client of the server at `target` ("unix:/path" or "host:port"); `timeout` seconds a
+    call.
 
     Does not wait for the server: the first call does.
     """

@@ -1,6 +1,6 @@
-"""What etcd answers instead of a result: exceptions with a stable code, made from gRPC's status.
+"""Errors of etcd: exceptions with a stable code, made from gRPC's status.
 
-Decisions about retrying, or about what a client of the daemon is told, are made by the callers.
+Callers decide about retries, and about the answer to a client of the daemon.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class EtcdUnavailable(EtcdError):
 
 
 class EtcdUnauthenticated(EtcdUnavailable):
-    """The token of the connection is not known any more: the next connection gets another."""
+    """The token of the connection is no longer known: the next connection gets another."""
 
     code = "unauthenticated"
 
 
 class EtcdDenied(EtcdError):
-    """etcd does not let this user in, or not do this."""
+    """etcd refuses this user, or this action of the user."""
 
     code = "denied"
 
@@ -41,7 +41,7 @@ class EtcdTooLarge(EtcdError):
 
 
 class EtcdTooManyOps(EtcdError):
-    """More operations in a branch of a transaction, or comparisons, than etcd takes (128)."""
+    """More operations or comparisons in a branch of a transaction than etcd takes (128)."""
 
     code = "too_many_ops"
 
@@ -53,7 +53,9 @@ class EtcdNoSpace(EtcdError):
 
 
 class StoreFull(EtcdNoSpace):
-    """The daemon itself refused to write, before anything was sent: the reserve is for others."""
+    """The daemon itself refused a write, before sending it: the reserve is for more urgent kinds of
+    writes.
+    """
 
     code = "store_full"
 
@@ -65,16 +67,16 @@ class LeaseLost(EtcdError):
 
 
 class Compacted(EtcdError):
-    """The revision asked for is no longer kept; list again at the present one."""
+    """The requested revision is no longer kept; list again at the present one."""
 
     code = "compacted"
 
 
 class StoreRefused(Exception):
-    """The store cannot be opened as things are; the message says why and what to do about it."""
+    """The store cannot be opened; the message says why and what to do."""
 
 
-# etcd tells its errors apart by text only: gRPC codes are shared by several of them.
+# etcd tells its errors apart by text only: several of them share a gRPC code.
 _BY_TEXT: tuple[tuple[str, type[EtcdError]], ...] = (
     ("too many operations", EtcdTooManyOps),
     ("request is too large", EtcdTooLarge),
@@ -98,7 +100,9 @@ _UNAVAILABLE_CODES = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED",
 
 
 def error_from(code_name: str, details: str) -> EtcdError:
-    """The exception for a gRPC status: `code_name` as in `grpc.StatusCode`, `details` as sent."""
+    """Return the exception for a gRPC status: `code_name` as in `grpc.StatusCode`, `details` as
+    sent.
+    """
     text = f"{details} ({code_name})"
     for part, kind in _BY_TEXT:
         if part in details:

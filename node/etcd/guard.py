@@ -1,6 +1,7 @@
-"""What may be added to the transactions of a task, without the code that makes them knowing.
+"""Guards of transactions: additions to all transactions of a task, unknown to the code that makes
+them.
 
-What is added, and why, is decided by who sets a guard.
+The code that sets a guard decides what is added.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class Guard(Protocol):
     """Sees each transaction of a task before it is sent, and may add to it."""
 
     async def commit(self, send: Callable[[Txn], Awaitable[TxnResult]], txn: Txn) -> TxnResult:
-        """Send `txn`, perhaps with more in it, and give what its caller expects of it."""
+        """Send `txn`, perhaps with additions, and return the result that its caller expects."""
         ...
 
 

@@ -1,6 +1,6 @@
-"""Long listings read from the store in pages: what is held is one page, and others go on between.
+"""Pages of long listings: one page is in memory at a time, and other tasks run between pages.
 
-What a page is made of, and who may ask for it, is decided by the callers.
+Callers decide what a page is made of, and who may ask for it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdTooLarge
 
 T = TypeVar("T")
-# Whoever may leave one in the middle does so in `aclosing`.
+# A reader that may leave one in the middle does so in `aclosing`.
 Pages: TypeAlias = AsyncGenerator[list[T], None]
 # The rows of an answer, page by page.
 Rows: TypeAlias = Pages[Any]
 
-ROOM = 1 << 20  # bytes of one page, as far as they can be told from the page before it
+ROOM = 1 << 20  # bytes of one page, as estimated from the page before it
 LOOK = 1_000  # entries in memory that are looked at in one turn of the loop: some ms
 _FIRST, _MOST = 8, 40  # keys of a first page, and of any page, that are asked for one by one
-_MADE = 100  # things in memory that rows are made of in one turn
+_MADE = 100  # things in memory that are made into rows in one turn
 _KEYS = 500  # keys of any page of a range
 _SPAN = 1_000_000_000  # how far the first range of numbers goes: a second, where they are ns
 _WIDER = 16
@@ -36,9 +36,10 @@ _TOP = (1 << 63) - 1  # the largest time; as in `keys`
 async def values(
     client: EtcdClient, names: Sequence[str], *, first: int = _FIRST
 ) -> Pages[KeyValue]:
-    """What the keys `names` hold, in their order; those that are gone are left out.
+    """Return the values of the keys `names`, in their order; keys that are gone are left out.
 
-    Each page is of one moment, and of at most `first` keys before any is known. Raises EtcdError.
+    Each page is of one moment, and of at most `first` keys before any size is known. Raises
+    EtcdError.
     """
     at, most = 0, first
     while at < len(names):
@@ -56,7 +57,7 @@ async def values(
 
 
 def _next(most: int, limit: int, count: int, size: int) -> int:
-    """How many keys the next page has, after one of `count` with `size` bytes."""
+    """Return how many keys the next page has, after a page of `count` keys with `size` bytes."""
     fitting = ROOM * count // size if size else limit
     return max(1, min(limit, 2 * most, fitting))
 
@@ -69,7 +70,7 @@ async def below(
     limit: int = 0,
     keys_only: bool = False,
 ) -> Pages[KeyValue]:
-    """All keys with a prefix, in order, from `start` on, at most `limit` (0: all).
+    """Return all keys with a prefix, in order, from `start` on, at most `limit` (0: all).
 
     Each page is of its own moment. Raises EtcdError.
     """
@@ -102,11 +103,11 @@ async def by_number(
     limit: int = _KEYS,
     first: int = 0,
 ) -> Pages[KeyValue]:
-    """Keys with a prefix and 20 digits after it that say `low` to before `high`, in order.
+    """Return keys with a prefix and a number of 20 digits from `low` to before `high`, in order.
 
-    A page has at most `limit` keys, one before any is known at most `first` (0: `limit`). Each
-    range that is read has an end, `span` after its begin at first, since etcd counts all keys of a
-    range: a page costs no more for what lies behind it. Raises EtcdError.
+    A page has at most `limit` keys, the first ones at most `first` (0: `limit`) until a size is
+    known. Each range that is read has an end, at first `span` after its begin, since etcd counts
+    all keys of a range: so the keys behind a page do not add to its cost. Raises EtcdError.
     """
     start, most = numbered(prefix, low), first or limit
     while low < high:
@@ -137,9 +138,11 @@ async def by_number(
 async def newest_first(
     client: EtcdClient, prefix: str, now: int, since: int, *, limit: int = _KEYS
 ) -> Pages[KeyValue]:
-    """Keys with a prefix and a time as `keys.descending` has it: after `since` (Unix ns)."""
+    """Return keys with a prefix and a time as `keys.descending` writes it, after `since`
+    (Unix ns).
+    """
     near, end = _TOP - now, _TOP - max(since, -1)
-    # Few or none are later than now: one range has them.
+    # Few or no keys are later than now: one range has them.
     for low, high, span in ((0, near, near), (near, end, _SPAN)):
         found = by_number(client, prefix, low, high, span=span, limit=limit)
         async with aclosing(found) as pages:
@@ -150,7 +153,7 @@ async def newest_first(
 async def oldest_first(
     client: EtcdClient, prefix: str, now: int, since: int, *, limit: int = _KEYS, first: int = 0
 ) -> Pages[KeyValue]:
-    """Keys with a prefix and a time (Unix ns) in 20 digits, those after `since`.
+    """Return keys with a prefix and a time (Unix ns) in 20 digits, after `since`.
 
     Pages as of `by_number`.
     """
@@ -166,7 +169,7 @@ async def oldest_first(
 async def last_begin(
     client: EtcdClient, prefix: str, now: int, since: int, count: int
 ) -> tuple[int, int]:
-    """A time (Unix ns) from which on there are `count` keys or somewhat more, and how many.
+    """Return a time (Unix ns) from which on there are `count` keys or somewhat more, and how many.
 
     They are after `since`, and fewer if there are no more. Keys have a time in 20 digits after the
     prefix. No values are read. Raises EtcdError.
@@ -192,29 +195,29 @@ async def last_begin(
 
 
 def numbered(prefix: str, number: int) -> str:
-    """The first key with a prefix and a number."""
+    """Return the first key with a prefix and a number."""
     return f"{prefix}{number:0{_DIGITS}d}"
 
 
 def number_of(key: str, prefix: str) -> int:
-    """The number after a prefix."""
+    """Return the number after a prefix."""
     return int(key[len(prefix) : len(prefix) + _DIGITS])
 
 
 async def whole(pages: Pages[T]) -> list[T]:
-    """All of what comes in pages, for those who know that it is little."""
+    """Return everything of a short listing as one list."""
     return [each async for page in pages for each in page]
 
 
 async def each(pages: Pages[T], row: Callable[[T], Any]) -> Rows:
-    """A row for each thing of a listing."""
+    """Return a row for each thing of a listing, in pages."""
     async with aclosing(pages) as found:
         async for page in found:
             yield [row(thing) for thing in page]
 
 
 async def in_memory(things: Sequence[T]) -> Pages[T]:
-    """What is in memory, in pages: others go on while rows are made of it."""
+    """Return things in memory in pages: other tasks run while rows are made of them."""
     for start in range(0, len(things), _MADE):
         yield list(things[start : start + _MADE])
         await trio.lowlevel.checkpoint()

@@ -1,12 +1,12 @@
-"""Values that are too large for one request: they lie beside their key, in parts.
+"""Parts of values that are too large for one request: they lie beside their key.
 
-The key holds a *stub* that names them, so that all of the value appears and goes with one
+The key holds a *stub* that names them, so that the whole value appears and goes with one
 transaction. This module is values in, values out; `client` reads and writes, `etcdserver.sweep`
-removes what nobody names any more.
+removes parts that no stub names.
 
 A larger limit of etcd's (`--max-request-bytes`) is no way out: a log entry of 10 MiB or more is
-written, and keeps etcd 3.4 from ever starting again, and the first releases of 3.5. Parts also need
-nothing of a cluster that is not ours.
+written, and then keeps etcd 3.4, and the first releases of 3.5, from ever starting again. Parts
+also need no setting of a cluster that is not ours.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from node.etcd.txn import Delete, DeletePrefix, Op, Put
 
 PLACE = "/colonyd/part/"
 MOST = 64 * 1024 * 1024  # bytes of one value
-WHOLE = 256 * 1024  # bytes of a value that is never divided because of itself
-# Small ones: etcd keeps its last 5,000 log entries and more in memory, whatever they hold.
+WHOLE = 256 * 1024  # bytes of a value that is never divided because of its own size
+# Bytes of one part. Small: etcd keeps its last 5,000 log entries and more in memory, of any size.
 PART = 64 * 1024
 # Bytes of one request, of the 1.5 MiB that etcd takes: keys and framing need some, too.
 ROOM = 1_200_000
-# Nothing else begins so: in CBOR it would be the number 0 with something behind it.
+# No other value begins so: in CBOR it would be the number 0 with something behind it.
 _MARK = b"\0parts\1"
-_MOST_OPS = 120  # of one branch, with what is added here
+_MOST_OPS = 120  # of one branch, with the additions made here
 _REMEMBERED = 4096  # stubs
 
 
 class PartsRef(msgspec.Struct, frozen=True):
-    """What stands for a value: its size in bytes, and where its parts are."""
+    """The stub of a value: its size in bytes, and where its parts are."""
 
     size: int
     name: str
 
     @property
     def prefix(self) -> str:
-        """Prefix of the keys of the parts."""
+        """Return the prefix of the keys of the parts."""
         return f"{PLACE}{self.name}/"
 
     def pack(self) -> bytes:
-        """The value of the key."""
+        """Return the value of the key."""
         return _MARK + f"{self.size} {self.name}".encode()
 
 
 def ref_of(value: bytes) -> PartsRef | None:
-    """The stub that a key holds, or None when it holds its value."""
+    """Return the stub that a key holds, or None when it holds its value."""
     if not value.startswith(_MARK):
         return None
     size, _, name = value[len(_MARK) :].decode().partition(" ")
@@ -58,13 +58,13 @@ def ref_of(value: bytes) -> PartsRef | None:
 
 
 def owner_of(part: str) -> tuple[str, str]:
-    """The name in the stub of a part's key, and the key that had the stub."""
+    """Return the name in the stub of a part's key, and the key of the stub."""
     name, _, rest = part[len(PLACE) :].partition("/")
     return name, rest[5:]
 
 
 def divide(ops: Sequence[Op], most: int = ROOM) -> tuple[list[Op], list[tuple[PartsRef, Put]]]:
-    """Operations of one request with stubs for what is too large, and what the stubs stand for.
+    """Return the operations with stubs for large values, and the puts that the stubs stand for.
 
     Raises EtcdTooLarge for a value of more than MOST bytes.
     """
@@ -75,7 +75,7 @@ def divide(ops: Sequence[Op], most: int = ROOM) -> tuple[list[Op], list[tuple[Pa
     sized = [
         (len(op.value), at)
         for at, op in enumerate(ops)
-        # Parts come as they are from a backup; what hangs on a lease must go alone.
+        # Parts from a backup stay as they are; a value with a lease must go whole.
         if type(op) is Put and not op.lease and not op.key.startswith(PLACE)
     ]
     for size, at in sorted(sized, reverse=True):
@@ -93,25 +93,25 @@ def divide(ops: Sequence[Op], most: int = ROOM) -> tuple[list[Op], list[tuple[Pa
 
 
 def parts_of(ref: PartsRef, put: Put) -> Iterator[Put]:
-    """What writes the parts of a value, one by one."""
+    """Return the puts of the parts of a value, one by one."""
     for number, start in enumerate(range(0, ref.size, PART)):
         yield Put(f"{ref.prefix}{number:05d}{put.key}", put.value[start : start + PART])
 
 
 def joined(ref: PartsRef, parts: Sequence[bytes]) -> bytes | None:
-    """The value that a stub stands for; None when not all of its parts are there."""
+    """Return the value of a stub; None when not all of its parts are there."""
     value = b"".join(parts)
     return value if len(value) == ref.size else None
 
 
 class StubCache:
-    """The stubs that were last seen, so that what they name goes together with them."""
+    """The stubs that were last seen, so that their parts are removed together with them."""
 
     def __init__(self) -> None:
         self._refs: OrderedDict[str, PartsRef] = OrderedDict()
 
     def see(self, key: str, ref: PartsRef | None) -> None:
-        """A key holds a stub, or none."""
+        """Note the stub that a key holds, or None."""
         if ref is None:
             self._refs.pop(key, None)
             return
@@ -121,13 +121,14 @@ class StubCache:
             self._refs.popitem(last=False)
 
     def has(self, key: str) -> bool:
-        """Whether the value of a key, as last seen, is in parts."""
+        """Return whether the value of a key, as last seen, is in parts."""
         return key in self._refs
 
     def left(self, ops: Sequence[Op]) -> list[Op]:
-        """What removes the parts of known values that these operations replace or remove.
+        """Return the deletes of the parts of known values that these operations replace or remove.
 
-        A stub stands at one key only: whatever is there meanwhile, the parts are of no use then.
+        A stub stands at one key only: the parts are of no use then, whatever the key holds
+        meanwhile.
         """
         if not self._refs:
             return []
@@ -141,11 +142,11 @@ class StubCache:
         return gone[: max(0, _MOST_OPS - len(ops))]
 
     def under(self, prefix: str) -> list[str]:
-        """The keys with a prefix whose values are in parts, as last seen."""
+        """Return the keys with a prefix whose values are in parts, as last seen."""
         return [key for key in self._refs if key.startswith(prefix)]
 
     def wrote(self, ops: Sequence[Op]) -> None:
-        """These operations happened."""
+        """Note that these operations happened."""
         for op in ops:
             if type(op) is Put:
                 ref = ref_of(op.value)

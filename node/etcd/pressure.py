@@ -1,6 +1,6 @@
-"""How full the store is, as one value, and which kinds of writes it still takes.
+"""The pressure: how full the store is, as one value, and which kinds of writes it still takes.
 
-Nothing here talks to etcd: `etcdserver.maintenance` feeds the value, and who writes asks it first.
+Nothing here talks to etcd: `etcdserver.maintenance` updates the value, and writers ask it first.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from node.etcd.errors import StoreFull
 # etcd allocates its write-ahead log in files of 64 MB, two of them at the start.
 MIN_FREE = 160 * 1024 * 1024
 
-DEFAULT_QUOTA = 2 * 2**30  # bytes: what etcd itself takes for a quota of 0
-BATCH = 2  # seconds for which our own etcd gathers writes before they are in its file
-_UNSEEN = BATCH + 1  # seconds for which what was written is not in what etcd says of its file
+DEFAULT_QUOTA = 2 * 2**30  # bytes: the quota that etcd takes for 0
+BATCH = 2  # seconds for which our own etcd gathers writes before it puts them into its file
+_UNSEEN = BATCH + 1  # seconds for which writes are not in the size that etcd reports
 _BACK = 2  # percent: how far the use must fall below a limit until that is lifted again
 _MIB = 2**20
 
 
 class Need(enum.IntEnum):
-    """What a write does to the store; its value is the use, in percent of the quota, to refuse it.
+    """The effect of a write on the store; the value is the use, in percent of the quota, from which
+    it is refused.
 
-    What is above a limit is reserved for the kinds below it in this list.
+    The space above a limit is reserved for the kinds below it in this list.
     """
 
     GROWS = 80
@@ -40,7 +41,7 @@ class Need(enum.IntEnum):
 
 
 class Level(enum.StrEnum):
-    """The word for a use: as always, nothing is added, only what ends and frees is done."""
+    """The levels of use: as always; nothing is added; only what ends and frees is done."""
 
     OK = "ok"
     SOFT = "soft"
@@ -49,18 +50,18 @@ class Level(enum.StrEnum):
 
 @dataclass
 class Pressure:
-    """The store's use as last seen, and what was written since. Sizes in bytes.
+    """The store's use as last seen, and the bytes written since. Sizes in bytes.
 
-    `quota` is etcd.quota; 0 means that nobody watches, and nothing is refused. `own`: etcd is the
-    daemon's. `used` is what of the file (`size`) is in use, `alarm` that etcd itself refuses
-    writes, `disk_free` the space left below `place`, None if it is not watched. `written` is all
-    that was written.
+    `quota` is etcd.quota; 0 means that nothing watches, and nothing is refused. `own`: etcd is the
+    daemon's. `used` is how much of the file (`size`) is in use, `alarm` that etcd itself refuses
+    writes, `disk_free` the space left below `place`, None if it is not watched. `written` is the
+    sum of all writes.
 
     `look` is set when `maintenance` should look at once; `logged` is the level last logged.
 
-    `wanted` is the revision at which something left for want of room, to be forgotten soon.
+    `wanted` is the revision at which something left to make room, to be compacted soon.
 
-    `tight` is whether anything is refused: the one word that is read for each call.
+    `tight` is whether anything is refused: the one value that is read for each call.
     """
 
     quota: int = 0
@@ -99,7 +100,9 @@ class Pressure:
         self.look.set()
 
     def counted(self, now: float) -> int:
-        """How many of the bytes in `since` are in what etcd says at `now`, in seconds."""
+        """Return how many of the bytes in `since` are in the size that etcd reports at `now`, in
+        seconds.
+        """
         seen = [since for when, since in self._marks if when <= now - _UNSEEN]
         done = seen[-1] if seen else 0
         later = [(when, since - done) for when, since in self._marks[len(seen) :]]
@@ -107,7 +110,9 @@ class Pressure:
         return done
 
     def take_in(self, *, size: int, used: int, alarm: bool, counted: int) -> None:
-        """Note what etcd says; `counted` of the bytes in `since` are in that already."""
+        """Note the sizes that etcd reports; `counted` of the bytes in `since` are in them
+        already.
+        """
         self.size, self.used, self.alarm = size, used, alarm
         self.since = max(0, self.since - counted)
         self._next = self.since + (self.quota // 100 or sys.maxsize)
@@ -135,18 +140,20 @@ class Pressure:
 
     @property
     def disk_low(self) -> bool:
-        """Whether the disk has so little space left that etcd may soon fail to write its log."""
+        """Return whether the disk has so little space left that etcd may soon fail to write its
+        log.
+        """
         return self.disk_free is not None and self.disk_free < MIN_FREE
 
     @property
     def level(self) -> Level:
-        """The word for the use."""
+        """Return the level of the use."""
         if not self.tight:
             return Level.OK
         return Level.FULL if self.percent >= Need.WORKS else Level.SOFT
 
     def refuses(self, need: Need) -> bool:
-        """Whether writes of this kind are refused now."""
+        """Return whether writes of this kind are refused now."""
         return self.tight and self.percent >= need
 
     def demand(self, need: Need) -> None:
@@ -155,12 +162,12 @@ class Pressure:
             raise StoreFull(f"the store is {'nearly ' * (not self.alarm)}full: {self.told()}")
 
     def told(self) -> str:
-        """What is wrong and what to do about it, for members; "" when nothing is."""
+        """Return what is wrong and what to do about it, for members; "" when nothing is."""
         return f"{self.why}; {self.cure}" if self.tight else ""
 
     @property
     def why(self) -> str:
-        """What is wrong; "" when nothing is."""
+        """Return what is wrong; "" when nothing is."""
         if not self.tight:
             return ""
         if self.alarm:
@@ -179,7 +186,7 @@ class Pressure:
 
     @property
     def cure(self) -> str:
-        """What to do about it; "" when nothing is wrong."""
+        """Return what to do about it; "" when nothing is wrong."""
         if not self.tight:
             return ""
         if not self.alarm and self._by_use < Need.GROWS:

@@ -1,6 +1,6 @@
-"""Saving etcd's own snapshot stream to a file, checked against the digest it ends with.
+"""Snapshots: etcd's own stream saved to a file, checked against the digest at its end.
 
-When snapshots are taken and where they go is decided elsewhere; restoring is `etcdctl`'s work.
+Callers decide when and where to; `etcdctl` restores.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _File:
         self.size += len(data)
 
     def finish(self) -> None:
-        """Raises EtcdError when the contents are not what was sent."""
+        """Finish the file. Raises EtcdError when its contents are not what was sent."""
         if not self._check.matches():
             raise EtcdError("the snapshot arrived damaged: its digest does not match")
         self._file.flush()
@@ -64,7 +64,7 @@ class _File:
 async def save_snapshot(
     begin: Callable[[], Stream], decode: Callable[[bytes], Any], path: Path
 ) -> int:
-    """Write the stream that `begin` opens to the new file `path` (0600); gives its bytes.
+    """Write the stream that `begin` opens to the new file `path` (0600); return its bytes.
 
     The file appears under its name only when complete and synced. Raises EtcdError.
     """

@@ -38,14 +38,16 @@ class DeleteRange(msgspec.Struct, frozen=True):
 
 
 class Get(msgspec.Struct, frozen=True):
-    """Read `key` as of `revision` (0: now); gives an empty list when it does not exist."""
+    """Read `key` as of `revision` (0: now); the result is an empty list when it does not exist."""
 
     key: str
     revision: int = 0
 
 
 class GetFirst(msgspec.Struct, frozen=True):
-    """Read the first key that starts with `prefix`, without its value; gives it in a list."""
+    """Read the first key that starts with `prefix`, without its value; the result is a list
+    of it.
+    """
 
     prefix: str
 

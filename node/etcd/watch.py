@@ -1,7 +1,7 @@
-"""Following a prefix of the store: a full listing first, then every change, as long as it takes.
+"""Watches of a prefix of the store: a full listing first, then every change, until cancelled.
 
-Whatever breaks the stream (compaction, a restart, silence) ends in a new full listing; what readers
-make of the events is theirs.
+Any break of the stream (compaction, a restart, silence) ends in a new full listing. Readers
+interpret the events.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
 class WatchBatch(msgspec.Struct, frozen=True):
     """Changes in order; the state is now as of `revision`.
 
-    With `snapshot` the events are everything there is: a reader forgets all keys not among them.
+    With `snapshot`, the events are all there is: a reader forgets all other keys.
     """
 
     snapshot: bool
@@ -45,7 +45,7 @@ class WatchBatch(msgspec.Struct, frozen=True):
 
 
 class _Stream:
-    """One watch on etcd; a reader that is slow lets it fill up there."""
+    """One watch on etcd; with a slow reader, the stream fills up there."""
 
     def __init__(self, client: EtcdClient, prefix: str, start_revision: int) -> None:
         key = prefix.encode()
@@ -55,12 +55,14 @@ class _Stream:
         self._stream = client.open_watch(pb.WatchRequest(create_request=create))
 
     def ask_for_progress(self) -> None:
-        """Make the server say something, if it is there."""
+        """Make the server send something, if it is there."""
         request = pb.WatchRequest(progress_request=pb.WatchProgressRequest())
         self._stream.send(request.SerializeToString())
 
     async def receive(self) -> list[Any]:
-        """The answers that came, one at least; raises `EtcdError` when the stream has ended."""
+        """Return the answers that came, at least one. Raises `EtcdError` when the stream has
+        ended.
+        """
         try:
             return [pb.WatchResponse.FromString(each) for each in await self._stream.receive()]
         except trio.EndOfChannel:
@@ -130,7 +132,10 @@ def _is_large(batch: WatchBatch) -> bool:
 
 
 async def _whole(client: EtcdClient, batch: WatchBatch) -> WatchBatch:
-    """The batch with its large values; raises `EtcdError` for one that is another by now."""
+    """Return the batch with its large values.
+
+    Raises `EtcdError` for a value that was replaced meanwhile.
+    """
     if not _is_large(batch):
         return batch
     events = []
@@ -143,7 +148,9 @@ async def _whole(client: EtcdClient, batch: WatchBatch) -> WatchBatch:
 
 
 def _batch(answers: list[Any]) -> WatchBatch | None:
-    """The events of answers, None when there are none; raises `EtcdError` for a watch's end."""
+    """Return the events of answers, None when there are none. Raises `EtcdError` at a watch's
+    end.
+    """
     events: list[Event] = []
     revision = 0
     for answer in answers:
@@ -166,12 +173,13 @@ async def watch(
     heartbeat: float = 5.0,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
-    """Keep the reader of `channel` informed of all keys that start with `prefix`, until cancelled.
+    """Send the reader of `channel` all keys that start with `prefix` and their changes, until
+    cancelled.
 
-    Sends a snapshot, then changes, and a snapshot again after any break; a server that says nothing
-    for `heartbeat` seconds, though asked, counts as one. Calls `task_status.started()` after the
-    first snapshot is sent. A slow reader slows the stream, it loses nothing. Never gives up on an
-    absent etcd; raises `trio.BrokenResourceError` when the reader is gone.
+    Sends a snapshot, then changes, and a snapshot again after any break. A server that sends
+    nothing for `heartbeat` seconds, though asked, counts as a break. Calls `task_status.started()`
+    after the first snapshot is sent. A slow reader slows the stream and loses nothing. Never gives
+    up on an absent etcd; raises `trio.BrokenResourceError` when the reader is gone.
     """
     started = False
     backoff = _FIRST_BACKOFF

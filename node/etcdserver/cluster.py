@@ -1,4 +1,4 @@
-"""How the configuration's etcd cluster is reached, and whether it lets us in.
+"""The etcd cluster of the configuration: how it is reached, and whether it lets us in.
 
 Connections are in `node.etcd`.
 """
@@ -15,7 +15,10 @@ from node.store import keys
 
 
 def access_of(config: EtcdConfig, home: Path) -> Access:
-    """Where the cluster is. Raises ConfigError for certificates that can't be used."""
+    """Return the address and credentials of the cluster.
+
+    Raises ConfigError for unusable certificates.
+    """
     tls = None
     if config.secure:
         paths = [home / name if name else None for name in (config.ca, config.cert, config.key)]

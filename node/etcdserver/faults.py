@@ -1,6 +1,6 @@
-"""Why an etcd of our own does not start, from what it said: one sentence, and what to do next.
+"""Faults of our own etcd: why it does not start, by its last lines, and what to do next.
 
-Values in, values out: `supervisor` reads what etcd writes, and decides what follows.
+Values in, values out: `supervisor` reads the lines, and decides what follows.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Where the home of the store belongs in what people are to do.
+# Stands for the home of the store in the next step.
 _HOME = "--home HOME"
 DAMAGE = (
     f"put a backup back (`colony restore --force FILE {_HOME}`), or begin with an empty store"
     f" (`colony init --new-store {_HOME}`); both move aside what is there and delete nothing"
 )
-# etcd takes such a store for a good one: it answers reads, and no write of the indexes that its
-# database has already.
+# etcd takes such a store for a good one: it answers reads, and applies no write with an index that
+# its database has already.
 BEHIND = (
     "its write-ahead log (member/wal) ends before its database (member/snap/db) does, so a part of"
     " the log is lost and no write would be answered"
@@ -29,7 +29,7 @@ _LOG = "its write-ahead log (member/wal) is damaged or incomplete"
 CUT_OFF = f"{_LOG}: it ends before the first state of the store"
 _DATABASE = "its database (member/snap/db) is missing or damaged"
 
-# The first that fits counts: what the system says before what etcd makes of it.
+# The first that fits counts: messages of the system before those of etcd.
 _CAUSES = (
     (r"no space left on device", DISK_FULL, "make room on it"),
     (
@@ -77,31 +77,31 @@ _PANIC = ("panic: ", "fatal error: ")
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong, in words that follow "the store ...: ", and what to do about it."""
+    """The fault, in words that follow "the store ...: ", and the next step."""
 
     what: str
     next: str
 
     @property
     def damaged(self) -> bool:
-        """Whether the store itself is broken, and no other start will go better."""
+        """Return whether the store itself is broken, so that no other start will go better."""
         return self.next == DAMAGE
 
 
 def following(step: str, directory: Path) -> str:
-    """What to do next about the store in `directory`, as a command takes it for its home."""
+    """Return the next step about the store in `directory`, with its home as a command takes it."""
     return step.replace(_HOME, f"--home {shlex.quote(str(directory.parent))}")
 
 
 def is_noise(line: str) -> bool:
-    """Whether a line begins the trace of a panic: all after it is for etcd's developers."""
+    """Return whether a line begins the trace of a panic: the rest is for etcd's developers."""
     return _TRACE.match(line) is not None
 
 
 def explain(lines: Sequence[str], how: str) -> Fault:
-    """Judge an etcd that ended before it served: the last of what it said, without traces.
+    """Return the fault of an etcd that ended before it served, by its last lines, without traces.
 
-    `how` says how it ended. Warnings must not be among `lines`: they may speak of anything.
+    `how` says how it ended. Warnings must not be among `lines`: they may be about anything.
     """
     text = "\n".join(lines)
     said = next((line for line in lines if line.startswith(_PANIC)), lines[-1] if lines else "")

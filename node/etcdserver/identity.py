@@ -1,7 +1,8 @@
-"""Which store belongs to a home: a mark in both, so that one that is gone or another is noticed.
+"""The identity of a store: a mark in the store and in its home, so that a missing or other store is
+noticed.
 
 A store that is missing looks like one that was never made; the mark in the home tells them apart.
-What is broken inside a store is told by `etcdserver.faults`.
+Damage inside a store is told by `etcdserver.faults`.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from node.store import keys
 
 log = get_logger("store")
 
-# What the mark says when the owner asked for a new store: whatever is there next is taken.
+# The mark when the owner asked for a new store: the next store is accepted, whatever it is.
 _ANY = "any"
 
 
 def _noted(home: Home) -> str:
-    """What the mark in the home says, "" without one. Raises StoreRefused."""
+    """Return the mark in the home, "" without one. Raises StoreRefused."""
     try:
         return home.store_mark.read_text("utf-8", "replace").strip()
     except FileNotFoundError:
@@ -53,9 +54,9 @@ def _note(home: Home, text: str) -> None:
 
 
 def _had_one(home: Home) -> bool:
-    """Whether a daemon served from this home with a store before.
+    """Return whether a daemon served from this home with a store before.
 
-    Homes of versions without the mark have the directory of bytes, made behind the store.
+    Homes of versions without the mark have the directory of bytes, made after the store.
     """
     noted = _noted(home)
     return noted != _ANY and (noted != "" or home.files.is_dir())
@@ -92,7 +93,7 @@ def _is_there(path: Path | None) -> bool:
 
 
 async def check(client: EtcdClient, home: Home, colony: str) -> str:
-    """Return the mark that the store has, "" without one.
+    """Return the mark of the store, "" without one.
 
     Raises StoreRefused if it is not the store that this home had: another one, or an empty one.
     """
@@ -132,20 +133,20 @@ async def settle(client: EtcdClient, home: Home, colony: str) -> None:
 
 
 def begin_anew(home: Home) -> Path | None:
-    """Have the next start make a store, or take what the [etcd] endpoints have.
+    """Have the next start make a store, or accept the store at the [etcd] endpoints.
 
-    Gives where the data are that were there, moved aside. Raises StoreRefused while a daemon runs,
+    Returns where the old data are now, moved aside. Raises StoreRefused while a daemon runs,
     OSError when they can't be moved.
     """
     with lock_home(home.path):
-        _noted(home)  # what can't be read can't be replaced
+        _noted(home)  # a mark that can't be read can't be replaced
         data = home.etcd / "data"
         aside = None
         if data.is_dir() and any(data.iterdir()):
             moment = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
             aside = home.etcd / f"data.replaced-{moment}"
             data.rename(aside)
-        # The next etcd may be an older one than that which wrote what was there.
+        # The next etcd may be older than the one that wrote the old data.
         with suppress(FileNotFoundError):
             (home.etcd / "etcd.version").unlink()
         _note(home, _ANY)

@@ -1,7 +1,7 @@
-"""Housekeeping of the store: watches its use, forgets overwritten values, clears NOSPACE.
+"""Maintenance of the store: watches its use, compacts overwritten values, clears NOSPACE.
 
-A cluster that others run is only watched; what is worth keeping at all is decided by the store, and
-what is still let in by `pressure`.
+A cluster that others run is only watched. `archive` decides what stays in the store, `pressure`
+what is let in.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ log = get_logger("etcd")
 _WORTH_IT = 1000  # revisions: fewer are not worth a compaction, which costs writes to flash
 _LOOK = 5.0  # seconds between two looks, at most; writes ask for one earlier
 _LEAST = 0.1  # ... at least, however much is written
-_CROWDED = 70  # percent of the quota from which history is kept more shortly
+_CROWDED = 70  # percent of the quota from which overwritten values are kept for less time
 _AGAIN = 30.0  # seconds between two tries to make room below an alarm
-# Looks after a compaction at which etcd is asked to count: it removes what is forgotten meanwhile.
+# Looks after a compaction at which etcd is asked to count: meanwhile it removes compacted values.
 _COUNTS = 10
-_WASTE = 16 * 2**20  # bytes that are free in the file, and half of it, before it is rewritten
-_QUIET = 10  # revisions a second, at most, of a store that has time for that
+_WASTE = 16 * 2**20  # bytes that are free in the file, and half of it, before it is defragmented
+_QUIET = 10  # revisions a second, at most, of a store that has time for a defragmentation
 _STOP = 2.0  # seconds that it may take then: callers wait 5
-_RATE = 20 * 2**20  # bytes of use rewritten in a second, until it was measured: that of slow flash
+_RATE = 20 * 2**20  # bytes of use defragmented in a second, until measured: that of slow flash
 
 
 async def observe(client: EtcdClient, disk: Path | None = None) -> Status:
@@ -74,7 +74,7 @@ def _tell(pressure: Pressure) -> None:
 
 
 async def watch_use(client: EtcdClient) -> NoReturn:
-    """Watch the use of a cluster that others keep, until cancelled; trouble is logged once."""
+    """Watch the use of a cluster that others run, until cancelled; log trouble once."""
     trouble = ""
     while True:
         try:
@@ -88,9 +88,9 @@ async def watch_use(client: EtcdClient) -> NoReturn:
 
 
 async def clear_alarm(client: EtcdClient) -> None:
-    """Make an etcd of our own take writes again if an alarm of an earlier run stands.
+    """Make our own etcd take writes again if an alarm of an earlier run stands.
 
-    Its limit is above what its file has (`supervisor.own_limit`). Raises EtcdError.
+    Its limit is above the size of its file (`supervisor.own_limit`). Raises EtcdError.
     """
     if (await client.status()).no_space:
         log.warning("an alarm of an earlier run is cleared", alarm="NOSPACE")
@@ -107,11 +107,11 @@ async def maintain(
 ) -> NoReturn:
     """Keep the store below its quota, until cancelled; `client.pressure` tells how full it is.
 
-    While there is a key `hold`, nothing is forgotten unless etcd itself has no space.
+    While there is a key `hold`, nothing is compacted unless etcd itself has no space.
 
-    History is kept for one to two intervals, which a paged listing has to be done in; shorter ones
-    where the store fills. etcd's own compaction, every five minutes at best, lets a busy queue fill
-    the quota in between.
+    Overwritten values are kept for one to two intervals, within which a paged listing has to be
+    done; shorter while the store fills. etcd's own compaction, every five minutes at best, lets a
+    busy queue fill the quota in between.
     """
     pressure = client.pressure
     pressure.quota = quota_bytes
@@ -149,9 +149,9 @@ async def maintain(
 
 @dataclass
 class Defragmenter:
-    """When the file of a store is rewritten without its free pages: that stops everything.
+    """Decides when the file of a store is defragmented: that stops everything meanwhile.
 
-    `rate` is how many bytes of use a second that takes, as last measured.
+    `rate` is how many bytes of use a second it takes, as last measured.
     """
 
     rate: float = _RATE
@@ -159,7 +159,9 @@ class Defragmenter:
     _looked: float | None = None
 
     def due(self, status: Status, now: float, quota: int) -> bool:
-        """Whether to do it at `now`, in seconds: when the file is too large, or nobody notices."""
+        """Return whether to defragment at `now`, in seconds: the file is too large, or the stop is
+        short.
+        """
         free = status.db_size - status.db_in_use
         if status.db_size > quota:
             # etcd's own limit is on the file, free pages included.
@@ -173,11 +175,11 @@ class Defragmenter:
         return quiet and short and free >= max(_WASTE, status.db_size // 2)
 
     async def do(self, client: EtcdClient, status: Status) -> None:
-        """Rewrite the file, and note how long that takes. Raises EtcdError."""
+        """Defragment the file, and note how long that takes. Raises EtcdError."""
         began = trio.current_time()
         await client.defragment()
         took = max(0.001, trio.current_time() - began)
-        # Of little, most is the overhead.
+        # For a small file, most of the time is overhead.
         if status.db_in_use > _WASTE:
             self.rate = status.db_in_use / took
         log.info(
@@ -189,7 +191,7 @@ class Defragmenter:
 
 
 async def _until_next(client: EtcdClient, seconds: float) -> None:
-    """Wait until the next look is due, or asked for."""
+    """Wait until the next look is due or requested."""
     await trio.sleep(min(_LEAST, seconds))
     with trio.move_on_after(seconds):
         await client.pressure.look.wait()
@@ -203,7 +205,7 @@ async def _compact(client: EtcdClient, revision: int) -> None:
 
 
 async def _count_again(client: EtcdClient) -> None:
-    """Have etcd count its free pages: it does so at a write only, and a lease leaves no key."""
+    """Make etcd count its free pages: it does so at a write only, and a lease leaves no key."""
     await client.revoke(await client.grant(1))
 
 

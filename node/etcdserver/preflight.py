@@ -1,6 +1,6 @@
-"""What the embedded etcd stands on: the locked home, its directory, the binary, no leftover.
+"""Preflight of the embedded etcd: the locked home, its directory, the binary, no leftover process.
 
-Each obstacle is refused with a message that says what to do; running etcd is the supervisor's work.
+Each obstacle is refused with a message that says what to do; `supervisor` runs etcd.
 """
 
 from __future__ import annotations
@@ -67,13 +67,15 @@ def lock_home(path: Path) -> Iterator[None]:
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """What etcd gets to see: no ETCD_* that would change its configuration, and no secrets."""
+    """Return the environment of etcd: no ETCD_* that would change its configuration, and no
+    secrets.
+    """
     return {name: environ[name] for name in _KEPT_VARIABLES if name in environ}
 
 
 @dataclass(frozen=True)
 class EtcdInstallation:
-    """A directory fit for etcd, the binary, and where its socket can be reached."""
+    """A directory fit for etcd, the binary, and the address of its socket."""
 
     directory: Path
     binary: str
@@ -81,16 +83,16 @@ class EtcdInstallation:
     target: str
 
     def remember(self, pid: int) -> None:
-        """Note the running etcd for a successor of ours that finds it orphaned."""
+        """Note the running etcd, for a later daemon that finds it orphaned."""
         (self.directory / _PID_FILE).write_text(f"{pid} {_start_time(pid)}\n")
 
     def clear_sockets(self) -> None:
-        """Remove what a killed etcd left: it would refuse to listen where a socket is."""
+        """Remove the sockets of a killed etcd: etcd refuses to listen where one exists."""
         for name in (_SOCKET, _PEER_SOCKET):
             (self.directory / name).unlink(missing_ok=True)
 
     def note_damage(self, what: str) -> None:
-        """Have later starts refused: some of them would go well, with a part of the data lost."""
+        """Have later starts refused: some would succeed, with a part of the data lost."""
         with suppress(OSError):
             (self.directory / "data" / _DAMAGE_FILE).write_text(what + "\n")
 
@@ -116,7 +118,8 @@ def open_installation(directory: Path, binary: str) -> Iterator[EtcdInstallation
     try:
         path = str(directory / _SOCKET)
         if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
-            # The kernel's limit is on the text, not on the place: name it through our descriptor.
+            # The kernel's limit is on the text of the path, not on the place: name it through our
+            # descriptor.
             path = f"/proc/self/fd/{descriptor}/{_SOCKET}"
         yield EtcdInstallation(directory, found, shutil.which("setpriv"), f"unix:{path}")
     finally:
@@ -143,7 +146,7 @@ def _prepare_directory(directory: Path) -> None:
             f"the store in {directory} does not start: at an earlier start"
             f" {(data / _DAMAGE_FILE).read_text().strip()}: {following(DAMAGE, directory)}"
         )
-    with suppress(OSError):  # etcd tells what can't be read
+    with suppress(OSError):  # etcd tells what it can't read
         if is_cut_off(data / "member"):
             raise StoreRefused(
                 f"the store in {directory} does not start: {CUT_OFF}: "
@@ -163,7 +166,7 @@ def _check_owner(path: Path) -> None:
 
 
 def _check_space(directory: Path) -> None:
-    """Refuse to begin a store where its first files have no place; one that is there may do."""
+    """Refuse to begin a store without room for its first files; an existing store may do."""
     free = shutil.disk_usage(directory).free
     if free >= MIN_FREE:
         return
@@ -212,7 +215,7 @@ def _check_version(directory: Path, version: tuple[int, int]) -> None:
 
 
 def _start_time(pid: int) -> str:
-    """When the process started, in clock ticks: with the pid it names a process for good."""
+    """Return when the process started, in clock ticks: together with the pid it is unique."""
     text = Path(f"/proc/{pid}/stat").read_text()
     return text.rpartition(")")[2].split()[19]
 

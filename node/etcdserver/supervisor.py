@@ -1,7 +1,7 @@
-"""The embedded etcd: starts it as a child without any TCP port, restarts it, and stops it last.
+"""The supervisor of the embedded etcd: starts it as a child without any TCP port, restarts it,
+stops it last.
 
-What may stand in the way is checked in `etcdserver.preflight`; the data inside is none of its
-business.
+`etcdserver.preflight` checks for obstacles; the data inside do not matter here.
 """
 
 from __future__ import annotations
@@ -45,12 +45,13 @@ _STABLE = 60.0  # seconds of service after which a death counts as the first aga
 
 
 def own_limit(directory: Path, quota_bytes: int) -> int:
-    """The limit in bytes that etcd itself gets for its file, by what the file has already.
+    """Return the limit in bytes that etcd itself gets for its file, by the present size of the
+    file.
 
-    It stands a quarter of the quota above both the quota and the file. At its limit etcd refuses
-    whatever could put anything, a block, the end of a process and the leader's lease too, and the
-    free pages in the file count: a store that filled up could only be emptied key by key. What is
-    let in is decided by `pressure`, far below.
+    It is a quarter of the quota above both the quota and the file. At its limit etcd refuses any
+    request that could put something, also a block, the end of a process and the leader's lease, and
+    the free pages in the file count: a full store could only be emptied key by key. `pressure`
+    refuses writes far below that.
     """
     try:
         size = (directory / "data" / "member" / "snap" / "db").stat().st_size
@@ -61,7 +62,7 @@ def own_limit(directory: Path, quota_bytes: int) -> int:
 
 
 def command(binary: str, limit: int) -> list[str]:
-    """etcd's command line, for the store's directory as working directory."""
+    """Return etcd's command line, for the store's directory as working directory."""
     # Relative names make the sockets `localhost:1` and `localhost:2` in the working directory,
     # however long its path is.
     client, peer = "unix://localhost:1", "unix://localhost:2"
@@ -80,11 +81,12 @@ def command(binary: str, limit: int) -> list[str]:
         "--auto-compaction-retention=5m",
         # 100,000 entries of raft log, the default, stay in memory: too much for a small machine.
         "--snapshot-count=2000",
-        # By default each write is in the file 100 ms later, which flash pays with whole pages. It
-        # is in the log, and that on the disk, before it is acknowledged: a kill loses nothing.
+        # By default each write is in the file 100 ms later, which costs flash whole pages. The
+        # write is in the log, and the log on the disk, before it is acknowledged: a kill loses
+        # nothing.
         f"--backend-batch-interval={BATCH}s",
-        # Each read copies what is gathered, so it is kept small: without this a busy store takes
-        # twice the CPU and gives a quarter fewer cycles a second.
+        # Each read copies the gathered writes, so they are kept few: otherwise a busy store takes
+        # twice the CPU and does a quarter fewer cycles a second.
         "--backend-batch-limit=100",
         "--logger=zap",
         "--log-outputs=stderr",
@@ -93,7 +95,7 @@ def command(binary: str, limit: int) -> list[str]:
 
 
 def _pass_on(line: bytes) -> str:
-    """Log a line of etcd's as ours; gives it as short text, empty for noise and warnings."""
+    """Log a line of etcd's as ours; return it as short text, empty for noise and warnings."""
     text = line.decode(errors="replace")[:2000]
     try:
         entry = json.loads(text)
@@ -113,7 +115,7 @@ def _pass_on(line: bytes) -> str:
 
 
 class _Child:
-    """One run of etcd: its process, a pidfd to signal without races, the end of what it said."""
+    """One run of etcd: its process, a pidfd to signal without races, and its last lines."""
 
     def __init__(self, installation: EtcdInstallation, quota_bytes: int) -> None:
         arguments = command(installation.binary, own_limit(installation.directory, quota_bytes))
@@ -128,14 +130,14 @@ class _Child:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            # Else a Ctrl-C in the terminal would stop the store before those who use it.
+            # Otherwise a Ctrl-C in the terminal would stop the store before its users.
             start_new_session=True,
         )
         self.pidfd = os.pidfd_open(self.process.pid)
         self.last_lines: deque[str] = deque(maxlen=8)
 
     async def read_log(self) -> None:
-        """Pass on what etcd writes, until it ends; `last_lines` has no trace of a panic."""
+        """Pass on etcd's lines, until it ends; `last_lines` has no trace of a panic."""
         assert self.process.stderr is not None
         pending, panics = b"", False
         async with trio.lowlevel.FdStream(os.dup(self.process.stderr.fileno())) as stream:
@@ -149,12 +151,12 @@ class _Child:
                         self.last_lines.append(text)
 
     async def wait(self) -> int:
-        """Wait for its end; gives the exit status, negative for a signal."""
+        """Wait for the end of the process; return the exit status, negative for a signal."""
         await wait_exit(self.pidfd)
         return self.process.wait()
 
     async def stop(self) -> None:
-        """End it within `_STOP_TIMEOUT` and a bit, whatever state it is in."""
+        """End the process within `_STOP_TIMEOUT` and a bit, whatever its state."""
         with trio.CancelScope(shield=True):
             if self.process.poll() is None:
                 self.process.terminate()
@@ -174,8 +176,8 @@ class _Child:
 async def _until_ready(target: str) -> bool:
     """Return when etcd serves: True, or False when it reads but takes no write.
 
-    Reads tell nothing of a log that lost its end: what etcd logs then has an index that the
-    database has seen, so it is not applied, and nobody is answered.
+    Reads do not show a log that lost its end: etcd gives later entries an index that the database
+    has seen, so they are not applied, and their callers get no answer.
     """
     async with open_client(target, timeout=2.0) as client:
         while True:
@@ -192,11 +194,12 @@ async def _until_ready(target: str) -> bool:
             try:
                 applied = await client.applied()
                 ignored = ignored + 1 if 0 <= before < applied else 0
-                # Once may be a disk that came back just after the patience was over.
+                # A single failure may be a disk that came back just after the timeout.
                 if ignored == 2:
                     return False
                 before = applied
-                # It goes through the log, is allowed with a full store, and leaves nothing.
+                # The request goes through the log, is allowed with a full store, and leaves
+                # nothing.
                 await client.delete("ready")
             except EtcdUnavailable as error:
                 log.debug("etcd answers no write", error=error)
@@ -208,7 +211,7 @@ async def _until_ready(target: str) -> bool:
 
 
 async def _run_once(installation: EtcdInstallation, quota_bytes: int, ready: trio.Event) -> Fault:
-    """Run etcd until it dies, setting `ready` when it serves; says how it ended."""
+    """Run etcd until it dies, setting `ready` when it serves; return how it ended."""
     installation.clear_sockets()
     child = _Child(installation, quota_bytes)
     started = trio.current_time()
@@ -235,7 +238,7 @@ async def _run_once(installation: EtcdInstallation, quota_bytes: int, ready: tri
             nursery.start_soon(child.read_log)
             nursery.start_soon(watch_start)
             status = await child.wait()
-            # What it said last is still in the pipe; a process it left behind could hold that open.
+            # Its last lines are still in the pipe, which a leftover process could hold open.
             with trio.move_on_after(0.2):
                 await trio.sleep(0.05)
             ended = _judge(child, status, ready)
@@ -249,7 +252,7 @@ async def _run_once(installation: EtcdInstallation, quota_bytes: int, ready: tri
 
 
 def _judge(child: _Child, status: int, ready: trio.Event) -> Fault:
-    """Tell how etcd ended by itself: with `status`, negative for a signal."""
+    """Return how etcd ended by itself: with `status`, negative for a signal."""
     how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
     if ready.is_set():
         return Fault(f"etcd ended {how}: {' | '.join(child.last_lines) or 'it said nothing'}", "")
@@ -266,9 +269,9 @@ async def supervise(
     """Run an etcd of our own with its data in `directory`, until cancelled.
 
     Gives the target for `open_client` to `task_status` when etcd serves. Raises `StoreRefused` when
-    it cannot start at first, or when its data are broken; other deaths, and a full disk, are
-    answered by a restart with back-off: then it comes back when there is room. When cancelled,
-    returns only after etcd has ended, at most about `_STOP_TIMEOUT` later: cancel it last.
+    it cannot start at first, or when its data are broken. After other deaths, and with a full disk,
+    it is restarted with back-off, until there is room. When cancelled, returns only after etcd has
+    ended, at most about `_STOP_TIMEOUT` later: cancel it last.
     """
     with open_installation(directory, binary) as installation:
         await stop_orphan(installation.directory, patience=_STOP_TIMEOUT)

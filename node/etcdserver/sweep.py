@@ -1,6 +1,6 @@
-"""Parts of large values that no key names any more: what was replaced, removed or never finished.
+"""The sweep of parts of large values that no key names: replaced, removed or never finished.
 
-Most go with the transaction that replaces their value; this finds the rest.
+Most parts go with the transaction that replaces their value; this removes the rest.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from node.host.log import get_logger
 log = get_logger("sweeping")
 
 _EVERY = 120.0  # seconds
-# Seconds after which parts that nothing names are of no write under way: that has one minute, and
-# no outcome that is unknown stays so for longer.
+# Seconds after which parts that no key names belong to no write under way: a write has one minute,
+# and no unknown outcome stays so for longer.
 GRACE = 600.0
 _PAGE = 1000
 
 
 async def sweep(client: EtcdClient, unnamed: dict[str, float]) -> int:
-    """Remove parts that were not named for GRACE seconds; returns of how many values.
+    """Remove parts that no key has named for GRACE seconds; return of how many values.
 
-    `unnamed` has since when, by trio's clock; it is kept from one call to the next. Raises
+    `unnamed` holds since when, by trio's clock; it is kept from one call to the next. Raises
     EtcdError.
     """
     found: dict[str, str] = {}
@@ -58,7 +58,7 @@ async def _named(client: EtcdClient, owner: str, name: str) -> bool:
 
 
 async def run(client: EtcdClient) -> NoReturn:
-    """Sweep now and then, until cancelled. Several daemons that do so are in nobody's way."""
+    """Sweep now and then, until cancelled. Several daemons may do so at once."""
     unnamed: dict[str, float] = {}
     while True:
         await trio.sleep(_EVERY)

@@ -1,8 +1,8 @@
-"""Whether etcd's write-ahead log still tells of a state: without one it starts and never serves.
+"""etcd's write-ahead log: whether it still has a state, without which etcd starts and never serves.
 
-Such a log says nothing that is wrong to etcd: it waits for a leader that nobody can elect. A file
-of it is a row of frames: 8 bytes with the size (56 bits, little-endian) and the padding (the last
-byte, if its highest bit is set), then a record that begins with its kind, then the padding.
+To etcd such a log is not damaged: it waits for a leader that can't be elected. A file of the log is
+a row of frames: 8 bytes with the size (56 bits, little-endian) and the padding (the last byte, if
+its highest bit is set), then a record that begins with its kind, then the padding.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from pathlib import Path
 
 _KIND = b"\x08"  # the tag of a record's first field
 _STATE = b"\x03"  # the kind of a record with the term, the vote and what is committed
-# Bytes of a file that are looked at: each of them begins with a state, behind few small records.
+# Bytes read of a file: each file begins with a state, behind few small records.
 _LOOK = 2**20
 
 
 def is_cut_off(member: Path) -> bool:
-    """Whether there are files of the log, and surely no state in them. Raises OSError."""
+    """Return whether there are files of the log, and surely no state in them. Raises OSError."""
     found = sorted((member / "wal").glob("*.wal"))
     return bool(found) and all(_lacks_state(path) for path in found)
 
@@ -35,6 +35,6 @@ def _lacks_state(path: Path) -> bool:
         if len(record) < size:
             return len(data) < _LOOK
         if record[:1] != _KIND or record[1:2] == _STATE:
-            return False  # it has one, or is spoiled: that is told by etcd
+            return False  # it has a state, or is damaged, which etcd tells
         start += 8 + size + padding
     return len(data) < _LOOK

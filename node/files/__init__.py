@@ -1,1 +1,1 @@
-"""Versions of files, and the bytes of those that are kept here."""
+"""Versions of files, and the bytes of files that are kept here."""

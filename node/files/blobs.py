@@ -1,7 +1,7 @@
-"""Bytes of files in a directory: each under its SHA-256, complete or not there at all.
+"""The blob store: bytes of files in a directory, each under its SHA-256, complete or not there.
 
-A part goes to a file of its uploader and only a whole, hashed and synced one gets its final name.
-Which bytes are still needed is asked of the caller; who may read or write them, too.
+A part goes to a file of its uploader; only whole, hashed and synced bytes get their final name. The
+caller decides which bytes are still needed, and who may read or write them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from node.host.fsync import sync_directory
 from node.model.errors import Conflict, Invalid, RpcError, Unavailable
 
 _HASHED = 1 << 20
-# What an upload is, its size, and whose it is; the last was not in the names of older releases.
+# An upload's hash, its size, and its uploader; names of older releases lack the last.
 _PARTIAL = re.compile(r"[0-9a-f]{64}\.(\d{1,19})(?:\.([0-9a-f]{16}))?\Z")
 # Seconds without a part after which an unfinished upload gives way when room is needed.
 IDLE = 900.0
@@ -31,7 +31,7 @@ IDLE = 900.0
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an upload is, in bytes. `complete`: the bytes have their final name."""
+    """The state of an upload, in bytes. `complete`: the bytes have their final name."""
 
     offset: int
     complete: bool
@@ -39,7 +39,9 @@ class Progress:
 
 @dataclass
 class _Upload:
-    """An unfinished upload: whose, the bytes that arrived, and when the last did (Unix ns)."""
+    """An unfinished upload: the uploader, the bytes that arrived, and when the last did (Unix
+    ns).
+    """
 
     owner: str
     size: int
@@ -47,10 +49,10 @@ class _Upload:
 
 
 class BlobStore:
-    """One directory; `quota` in bytes (0: none). `now` gives Unix nanoseconds.
+    """One directory of bytes; `quota` in bytes (0: none). `now` gives Unix nanoseconds.
 
-    `used` counts the bytes that are there, of complete files and of unfinished uploads: what an
-    upload only announces takes no room. One member has at most `uploads` unfinished ones.
+    `used` counts the bytes that are there, of complete files and of unfinished uploads: an
+    announced size takes no room. One member has at most `uploads` unfinished ones.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class BlobStore:
         self.used += sum(upload.size for upload in self._unfinished.values())
 
     def _complete(self) -> list[tuple[str, int, int]]:
-        """Checksum, size and time of change (ns) of every complete file."""
+        """Return checksum, size and time of change (ns) of every complete file."""
         found = []
         for shelf in os.scandir(self.path):
             if len(shelf.name) == 2 and shelf.is_dir(follow_symlinks=False):
@@ -82,7 +84,7 @@ class BlobStore:
         return found
 
     def _begun(self) -> dict[str, _Upload]:
-        """Unfinished uploads by the name of their file, as they are on the disk."""
+        """Return the unfinished uploads by the name of their file, as they are on the disk."""
         found = {}
         for entry in os.scandir(self._partials):
             match = _PARTIAL.match(entry.name)
@@ -92,20 +94,20 @@ class BlobStore:
         return found
 
     def file(self, checksum: str) -> Path:
-        """Where the bytes with this SHA-256 are, if they are."""
+        """Return the path of the bytes with this SHA-256."""
         if not CHECKSUM.match(checksum):
             raise ValueError("not a checksum")
         return self.path / checksum[:2] / checksum
 
     def size_of(self, checksum: str) -> int | None:
-        """Size in bytes of complete bytes, else None."""
+        """Return the size in bytes of complete bytes, else None."""
         try:
             return self.file(checksum).stat().st_size
         except FileNotFoundError:
             return None
 
     def touch(self, checksum: str) -> bool:
-        """Begin the grace of complete bytes anew; False when they are not here."""
+        """Begin the grace of complete bytes anew; return False when they are not here."""
         try:
             os.utime(self.file(checksum), ns=(self._now(), self._now()))
         except FileNotFoundError:
@@ -119,7 +121,7 @@ class BlobStore:
         return before if name in self._unfinished else before.with_name(f"{name}.{_owner(scope)}")
 
     def offset(self, scope: Scope) -> int:
-        """How many bytes of an upload have arrived."""
+        """Return how many bytes of an upload have arrived."""
         try:
             return self._partial(scope).stat().st_size
         except FileNotFoundError:
@@ -139,7 +141,7 @@ class BlobStore:
             raise self._full(scope.size)
 
     def _idle(self) -> list[str]:
-        """The unfinished uploads that give way to others, the oldest first."""
+        """Return the unfinished uploads that give way to others, the oldest first."""
         before = self._now() - int(IDLE * 1e9)
         found = [
             (upload.changed, name)
@@ -177,8 +179,8 @@ class BlobStore:
     async def write(self, scope: Scope, offset: int, data: bytes) -> Progress:
         """Add a part of an upload at the offset reached; the last one completes it.
 
-        Raises Invalid for bytes that are too many or not those promised, Conflict for another
-        offset, a full quota or too many uploads, Unavailable when the disk refuses.
+        Raises Invalid for too many or wrong bytes, Conflict for another offset, a full quota or too
+        many uploads, Unavailable when the disk refuses.
         """
         if offset + len(data) > scope.size:
             raise Invalid(f"content-range: more than the {scope.size} bytes announced")
@@ -227,7 +229,7 @@ class BlobStore:
         self.used -= gone.size if gone is not None else 0
 
     def _settle(self, scope: Scope, path: Path) -> bool:
-        """Give whole bytes their final name; False when the same ones have it already."""
+        """Give whole bytes their final name; return False when it exists already."""
         if self.touch(scope.checksum):
             self._drop(path)
             return False
@@ -240,15 +242,18 @@ class BlobStore:
 
     @staticmethod
     def _age(path: Path, changed: int, now: int) -> None:
-        """Let the grace of what was changed in the future, by a clock that was ahead, begin now."""
+        """Let the grace of a file begin now if its time is in the future, by a clock that was
+        ahead.
+        """
         if changed > now:
             with contextlib.suppress(FileNotFoundError):
                 os.utime(path, ns=(now, now))
 
     async def sweep(self, needed: set[str], grace: float) -> tuple[int, int]:
-        """Remove what is older than `grace` seconds and not needed: files and bytes removed.
+        """Remove what is older than `grace` seconds and not needed; return the files and bytes
+        removed.
 
-        Uploads younger than that stay, also across a restart, so that they can go on.
+        Younger uploads stay, also across a restart, so that they can go on.
         """
         now = self._now()
         before = now - int(grace * 1e9)
@@ -262,7 +267,7 @@ class BlobStore:
             if checksum in needed:
                 continue
             self._age(self.file(checksum), changed, now)
-            # Looked at again without a pause before the removal: whoever relies on the bytes
+            # Checked again without a pause before the removal: a call that relies on the bytes
             # touches them first.
             path = self.file(checksum)
             with contextlib.suppress(FileNotFoundError):
@@ -278,7 +283,7 @@ def _owner(scope: Scope) -> str:
 
 
 def _holder(path: Path) -> str:
-    """The lasting id of a directory."""
+    """Return the lasting id of a directory."""
     try:
         return path.read_text("ascii").strip()
     except FileNotFoundError:
@@ -295,7 +300,7 @@ def _append(path: Path, data: bytes) -> None:
 
 
 def _seal(path: Path) -> str:
-    """Sync a file and hash it."""
+    """Sync a file and return its hash."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_HASHED):

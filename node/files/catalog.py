@@ -1,7 +1,7 @@
-"""Files of the colonies hosted here: versions, labels, snapshots, and who holds the bytes.
+"""Files of the colonies hosted here: versions, labels, snapshots, and the holders of bytes.
 
-The shell around `store.files`: it reads, commits and tries again. The bytes are in `files.blobs`,
-and who may ask is decided by the caller.
+The shell around `store.files`: it reads, commits and tries again. The bytes are in `files.blobs`;
+the caller checks rights.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Label(msgspec.Struct):
 
 
 class FileData(msgspec.Struct):
-    """The newest version of a file as listings give it."""
+    """The newest version of a file, as listings return it."""
 
     name: str
     checksum: str
@@ -61,7 +61,8 @@ class FileData(msgspec.Struct):
 
 @dataclass
 class Files:
-    """`now` gives Unix nanoseconds. Without a vault, bytes are kept elsewhere only.
+    """The files of a node. `now` gives Unix nanoseconds. Without a blob store, bytes are kept
+    elsewhere only.
 
     `grace` is in seconds, `max_body` in bytes.
     """
@@ -80,7 +81,7 @@ class Files:
     # -- reading -------------------------------------------------------------------------
 
     async def get(self, colony: str, fileid: str) -> File | None:
-        """The version with this id, or None."""
+        """Return the version with this id, or None."""
         if "/" in fileid:
             return None
         found = await self.client.get(store.by_id(colony, fileid))
@@ -91,19 +92,19 @@ class Files:
         return unpack(version.value, File) if version else None
 
     def versions(self, colony: str, label: str, name: str) -> Pages[File]:
-        """Versions of one file, newest first, in pages."""
+        """Return the versions of one file, newest first, in pages."""
         found = below(self.client, store.versions(colony, label, name))
         return each(found, lambda kv: unpack(kv.value, File))
 
     async def newest(self, colony: str, label: str, name: str, count: int = 1) -> list[File]:
-        """The newest versions of one file, at most `count`, newest first."""
+        """Return the newest versions of one file, at most `count`, newest first."""
         prefix = store.versions(colony, label, name)
         return [
             unpack(kv.value, File) for kv in (await self.client.range(prefix, limit=count)).items
         ]
 
     def listing(self, colony: str, label: str) -> Pages[FileData]:
-        """The newest version of each file directly under a label, by name, in pages."""
+        """Return the newest version of each file directly under a label, by name, in pages."""
         prefix = store.names(colony, label)
 
         def data(kv: KeyValue) -> FileData:
@@ -113,12 +114,12 @@ class Files:
         return each(below(self.client, prefix), data)
 
     def labels(self, colony: str, prefix: str) -> Pages[Label]:
-        """Labels that start with the text `prefix`, which is rooted, in pages."""
+        """Return the labels that start with the text `prefix`, which is rooted, in pages."""
         found = below(self.client, store.label_key(colony, prefix))
         return each(found, lambda kv: _label(colony, kv))
 
     async def labels_below(self, colony: str, label: str) -> Pages[Label]:
-        """A label itself, if it has files, and all labels below it, in pages."""
+        """Return a label itself, if it has files, and all labels below it, in pages."""
         if label != "/" and (own := await self.client.get(store.label_key(colony, label))):
             yield [_label(colony, own)]
         async with aclosing(self.labels(colony, label.removesuffix("/") + "/")) as pages:
@@ -128,7 +129,7 @@ class Files:
     async def _read(
         self, colony: str, label: str, name: str, checksums: Sequence[str]
     ) -> tuple[FileState, dict[str, Held]]:
-        """What a change compares and counts on, at one revision."""
+        """Return the values that a change compares and counts on, at one revision."""
         wanted = [
             store.sequence(colony),
             store.label_key(colony, label),
@@ -155,8 +156,8 @@ class Files:
     async def add(self, file: File) -> File:
         """Add a version; its sequence number and time are set here.
 
-        A file with the id of one that is there already returns that one, unless it differs.
-        Raises Conflict when its bytes should be here and are not.
+        If the id exists already, the stored version is returned, unless it differs. Raises Conflict
+        when its bytes should be here and are not.
         """
         colony = file.colonyname
         ours = [file.checksum] if file.ref.protocol == "colonyd" else []
@@ -181,14 +182,17 @@ class Files:
         raise Conflict("file: others change the files of this colony too fast; try again")
 
     async def _require_room(self, file: File) -> None:
-        """Count the versions of a colony. It is slow: only for one that ever added as many."""
+        """Raise TooMany unless a colony may have one more version.
+
+        Counting is slow: to be called only for a colony that ever added as many.
+        """
         colony = file.colonyname
         count = await self.client.count(store.by_id(colony, ""))
         if await self.get(colony, file.fileid) is None:
             self.quotas.require("colony_files", f"colony {colony!r}", count, "versions of files")
 
     def _kept(self, file: File, held: Held | None) -> bool:
-        """Whether the bytes of a file are kept; if they are here, their grace begins anew."""
+        """Return whether the bytes of a file are kept; if they are here, begin their grace anew."""
         if held is None or held.value.size != file.size:
             return False
         if self.blobs is None or held.value.holder != self.blobs.holder:
@@ -200,7 +204,7 @@ class Files:
             raise NotFound(f"colony {colony} is not hosted here")
 
     async def remove(self, colony: str, fileid: str) -> None:
-        """Remove one version; one that is not there is no error, so a repeat is none."""
+        """Remove one version, if it exists."""
         async with self._locks[colony]:
             for _ in range(_TRIES):
                 file = await self.get(colony, fileid)
@@ -223,11 +227,11 @@ class Files:
         raise Conflict("name: others change the files of this colony too fast; try again")
 
     async def _remove(self, colony: str, victims: Sequence[File]) -> bool:
-        """Remove versions of one file in one transaction; False when a race was lost."""
+        """Remove versions of one file in one transaction; return False after a lost race."""
         first = victims[0]
         ours = sorted({v.checksum for v in victims if v.ref.protocol == "colonyd"})
         known, held = await self._read(colony, first.label, first.name, ours)
-        # Read after the sequence: what changes from here on fails the comparison with it.
+        # Read after the sequence: a later change fails the comparison with it.
         pointers = [Get(store.by_id(colony, victim.fileid)) for victim in victims]
         if not all((await self.client.commit(Txn([], pointers))).responses):
             return False
@@ -265,7 +269,7 @@ class Files:
             raise NotFound(f"colony {colony} is not hosted here") from None
 
     async def holding(self, colony: str, checksum: str) -> Holding | None:
-        """Who keeps these bytes for a colony, if somebody does."""
+        """Return the holding of these bytes for a colony, or None."""
         found = await self.client.get(store.holding(colony, checksum))
         return unpack(found.value, Holding) if found else None
 
@@ -274,7 +278,7 @@ class Files:
     async def create_snapshot(
         self, colony: str, label: str, name: str, snapshotid: str = ""
     ) -> Snapshot:
-        """Keep the newest versions below a label as they are at one revision of the store.
+        """Store the newest versions below a label as they are at one revision of the store.
 
         Raises Conflict when the name is taken, Invalid for too many files.
         """
@@ -301,21 +305,21 @@ class Files:
         raise Conflict(f"name: there is a snapshot called {name[:80]!r}; remove it first")
 
     async def snapshot(self, colony: str, snapshotid: str) -> Snapshot | None:
-        """The snapshot with this id, or None."""
+        """Return the snapshot with this id, or None."""
         if "/" in snapshotid:
             return None
         found = await self.client.get(store.snapshot(colony, snapshotid))
         return unpack(found.value, Snapshot) if found else None
 
     async def snapshot_named(self, colony: str, name: str) -> Snapshot | None:
-        """The snapshot with this name, or None."""
+        """Return the snapshot with this name, or None."""
         if "/" in name:
             return None
         found = await self.client.get(store.snapshot_name(colony, name))
         return await self.snapshot(colony, found.value.decode()) if found else None
 
     async def snapshots(self, colony: str) -> Pages[Snapshot]:
-        """All snapshots, newest first, in pages: each may have many ids."""
+        """Return all snapshots, newest first, in pages: each may have many ids."""
         added: list[tuple[int, str]] = []
         async for page in below(self.client, store.snapshots(colony)):
             added += [(-unpack(kv.value, Snapshot).added, kv.key) for kv in page]
@@ -340,10 +344,11 @@ class Files:
     # -- bytes that nobody needs ---------------------------------------------------------
 
     async def sweep(self) -> tuple[int, int]:
-        """Forget and remove bytes no version has referred to for the grace period.
+        """Remove bytes to which no version has referred for the grace period; return files and
+        bytes removed.
 
-        The holding goes first, in a transaction that a new reference would fail; a crash after it
-        leaves bytes without a holding, which the next sweep removes. Gives files and bytes.
+        The holding goes first, in a transaction that fails after a new reference. A crash after it
+        leaves bytes without a holding, which the next sweep removes.
         """
         if self.blobs is None or trio.current_time() < self._quiet:
             return 0, 0
@@ -359,7 +364,7 @@ class Files:
                         continue
                     unchanged = ModRevision(kv.key, kv.mod_revision)
                     if not value.refs and value.since > now:
-                        # Let go by a clock that was ahead: the grace begins now.
+                        # The last reference went by a clock that was ahead: the grace begins now.
                         fresh = msgspec.structs.replace(value, since=now)
                         await self.client.commit(Txn([unchanged], [Put(kv.key, pack(fresh))]))
                     elif not value.refs and value.since < before:
@@ -370,11 +375,11 @@ class Files:
         return await self.blobs.sweep(needed, self.grace)
 
     async def clock_set(self, by: int, before: int) -> None:
-        """Begin every grace anew: what is young must not be old since the clock was set."""
+        """Begin every grace anew: a step of the clock must not make young bytes old."""
         self._quiet = trio.current_time() + self.grace
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Sweep now and then, for ever. Each daemon sweeps its own directory."""
+        """Sweep now and then, until cancelled. Each daemon sweeps its own directory."""
         task_status.started()
         while True:
             try:
@@ -391,6 +396,6 @@ def _label(colony: str, kv: KeyValue) -> Label:
 
 
 def snapshot_ids(snapshot: Snapshot) -> list[str]:
-    """The ids of the versions in a snapshot."""
+    """Return the ids of the versions in a snapshot."""
     ids = snapshot.fileids.hex()
     return [ids[at : at + 64] for at in range(0, len(ids), 64)]

@@ -1,7 +1,7 @@
 """Labels and names of files: one spelling for each, and none that leads out of a directory.
 
-Members write these files to their disks under the label and name that others chose. What is kept
-under a label is in `store.files`.
+Members write these files to their disks under labels and names that other members chose. The
+content of a label is in `store.files`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Short-lived signed permissions for one transfer of one file's bytes, as a query string.
+"""Tickets: short-lived signed permissions for one transfer of one file's bytes, as a query string.
 
-Whoever has a ticket may do what it says until it expires: members get theirs by a call, and one
-may be handed to a peer colony with a forwarded process. Serving bytes is in `daemon.blobs`.
+The holder of a ticket may do what it says until it expires: members get tickets by a call, and one
+may be handed to a peer colony with a forwarded process. `daemon.blobs` serves the bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from node.model.types import SECOND
 
 PREFIX = "/files/"
 
-# Seconds that a ticket holds unless it is made for longer.
+# Seconds for which a ticket holds by default.
 LIFETIME = 900
 CHECKSUM = re.compile(r"[0-9a-f]{64}\Z")
 _METHODS = ("GET", "PUT")
@@ -28,9 +28,9 @@ _CONTEXT = b"colonyd file ticket 1"
 
 
 class Scope(msgspec.Struct, frozen=True):
-    """What a ticket allows: `method` GET or PUT on the bytes with a SHA-256 (hex) and size.
+    """The permission of a ticket: `method` GET or PUT on the bytes with a SHA-256 (hex) and size.
 
-    `uploader` keeps the half-done uploads of members apart; `expires` is in Unix seconds.
+    `uploader` keeps the unfinished uploads of members apart; `expires` is in Unix seconds.
     """
 
     method: str
@@ -58,7 +58,7 @@ class Tickets:
         uploader: str = "",
         lifetime: int = LIFETIME,
     ) -> tuple[str, int]:
-        """A query string, and when it expires (Unix seconds). Raises Invalid."""
+        """Return a query string, and when it expires (Unix seconds). Raises Invalid."""
         if method not in _METHODS:
             raise Invalid("method: GET or PUT")
         if not CHECKSUM.match(checksum):
@@ -78,7 +78,9 @@ class Tickets:
         return urlencode(fields), expires
 
     def check(self, method: str, checksum: str, query: str) -> Scope:
-        """What the ticket in `query` allows. HEAD goes with any ticket. Raises Denied."""
+        """Return the permission of the ticket in `query`. HEAD goes with any ticket. Raises
+        Denied.
+        """
         fields = dict(parse_qsl(query, keep_blank_values=True, max_num_fields=20))
         try:
             scope = Scope(
@@ -101,6 +103,6 @@ class Tickets:
         return scope
 
     def _sign(self, scope: Scope) -> str:
-        # JSON keeps the fields apart, whatever stands in them.
+        # JSON keeps the fields apart, whatever text they hold.
         text = json.dumps(msgspec.structs.astuple(scope)).encode()
         return hmac.new(self._key, text, hashlib.sha256).hexdigest()

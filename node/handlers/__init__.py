@@ -1,4 +1,4 @@
-"""What each call of the table does, one module for each kind of object.
+"""The handlers of the table of calls, one module for each kind of object.
 
 Roles are checked before a handler runs, unless its row says that the handler decides.
 """

@@ -21,7 +21,7 @@ from node.runtime.node import Node
 from node.store.blueprints import Blueprint, BlueprintChange, Definition, Handler, Metadata, Names
 from node.store.directory import name_of
 
-# What upstream's clients send may be null at any place, and then means nothing.
+# Upstream's clients may send null at any place: it means nothing was given.
 Text = str | None
 
 
@@ -89,7 +89,7 @@ class ColonyDefinitions(msgspec.Struct):
 
 
 class BlueprintNamed(msgspec.Struct):
-    """What upstream calls a namespace is a colony."""
+    """A blueprint by name; upstream calls a colony a namespace."""
 
     namespace: str
     name: str
@@ -131,7 +131,7 @@ class GetBlueprintHistory(msgspec.Struct):
 
 
 def wanted(sent: SentBlueprint) -> BlueprintRequest:
-    """Return the blueprint that a client sent. Raises Invalid for a time that is none."""
+    """Return the blueprint that a client sent. Raises Invalid for a malformed time."""
     meta = sent.metadata or SentMetadata()
     return BlueprintRequest(
         kind=sent.kind or "",
@@ -149,7 +149,9 @@ def wanted(sent: SentBlueprint) -> BlueprintRequest:
 
 
 def _milliseconds(text: str, field: str) -> int:
-    """Unix ms of an RFC 3339 time, 0 for none and for upstream's year 1. Raises Invalid."""
+    """Return the Unix ms of an RFC 3339 time, 0 for none and for upstream's year 1. Raises
+    Invalid.
+    """
     if not text:
         return 0
     try:
@@ -198,7 +200,7 @@ def defined(sent: SentDefinition) -> Definition:
 
 
 def _given(**fields: Any) -> dict[str, Any]:
-    """The fields that hold something: upstream leaves the others out."""
+    """Return the fields that are not empty: upstream leaves the others out."""
     return {name: value for name, value in fields.items() if value}
 
 
@@ -285,7 +287,7 @@ calls: Calls[Node] = Calls("Blueprints")
 
 
 def initiator(node: Node, caller: Caller) -> Initiator:
-    """The member who calls, or the colony when its owner does."""
+    """Return the calling member, or the colony when its owner calls."""
     if caller.member is not None:
         return Initiator(caller.id, name_of(caller.member))
     colony = node.directory.colony(caller.colony)
@@ -318,7 +320,7 @@ async def define(node: Node, caller: Caller, request: AddDefinition) -> dict[str
 
 @calls.row("getblueprintdefinitionmsg", DefinitionNamed, Who.BOTH, reply="BlueprintDefinition")
 async def get_definition(node: Node, caller: Caller, request: DefinitionNamed) -> dict[str, Any]:
-    """A kind by name."""
+    """Show a kind by name."""
     return wire_definition(await node.definitions.get(request.colonyname, request.name))
 
 
@@ -338,7 +340,7 @@ async def get_definitions(node: Node, caller: Caller, request: ColonyDefinitions
     "removeblueprintdefinitionmsg", BlueprintNamed, Who.OWNER, colony="namespace", need=Need.FREES
 )
 async def remove_definition(node: Node, caller: Caller, request: BlueprintNamed) -> None:
-    """Remove a kind of which there are none."""
+    """Remove a kind without blueprints."""
     await node.definitions.remove(request.namespace, request.name)
 
 
@@ -355,7 +357,7 @@ async def add(node: Node, caller: Caller, request: AddBlueprint) -> dict[str, An
 
 @calls.row("getblueprintmsg", BlueprintNamed, Who.BOTH, reply="Blueprint", colony="namespace")
 async def get(node: Node, caller: Caller, request: BlueprintNamed) -> dict[str, Any]:
-    """A blueprint by name."""
+    """Show a blueprint by name."""
     return wire_blueprint(await node.blueprints.get(request.namespace, request.name))
 
 
@@ -368,7 +370,7 @@ async def get(node: Node, caller: Caller, request: BlueprintNamed) -> dict[str, 
     heavy=every,
 )
 async def get_many(node: Node, caller: Caller, request: GetBlueprints) -> Rows:
-    """Blueprints, of one kind, at one location."""
+    """List blueprints, of one kind, at one location."""
     found = node.blueprints.listing(request.namespace, request.kind, request.locationname)
     return each(found, wire_blueprint)
 
@@ -404,7 +406,7 @@ async def set_status(node: Node, caller: Caller, request: UpdateStatus) -> None:
     once=Once.RESUMED,
 )
 async def reconcile(node: Node, caller: Caller, request: Reconcile) -> dict[str, Any]:
-    """Make a blueprint real now."""
+    """Reconcile a blueprint now."""
     process = await node.blueprints.reconcile(
         request.namespace,
         request.name,
@@ -424,7 +426,7 @@ async def reconcile(node: Node, caller: Caller, request: Reconcile) -> dict[str,
     heavy=every,
 )
 async def history(node: Node, caller: Caller, request: GetBlueprintHistory) -> list[dict[str, Any]]:
-    """What it was, newest first."""
+    """List the changes of a blueprint, newest first."""
     colonies = set(node.directory.colonies_of(caller.id))
     for name, roster in node.directory.rosters.items():
         if roster.colony is not None and roster.colony.colonyid == caller.id:

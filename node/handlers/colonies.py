@@ -26,28 +26,29 @@ calls: Calls[Node] = Calls("Colonies")
     reads=True,
 )
 async def version(node: Node, caller: Caller, request: req.Empty) -> dict[str, Any]:
-    """Version of the server."""
+    """Show the version of the server."""
     return {"buildversion": VERSION, "buildtime": "", "msgtype": "versionmsg"}
 
 
 @calls.row("getserverinfomsg", req.Empty, Who.ANYONE, reply="ServerInfo", section="Server")
 async def server_info(node: Node, caller: Caller, request: req.Empty) -> dict[str, Any]:
-    """Version, doors and id of the server."""
+    """Show version, addresses and id of the server."""
     backend = {"type": "http", "port": node.serving.port}
     return {
         "buildversion": VERSION,
         "buildtime": "",
         "backends": [backend],
-        # Not upstream's: what a request says in `audience`.
+        # Not upstream's: the value for `audience` in a request.
         "serverid": node.directory.serverid,
-        # Nor this, in Unix seconds: a clock that is wrong has signed calls refused.
+        # Not upstream's, in Unix seconds: a client with a wrong clock gets its signed calls
+        # refused.
         "time": node.clock.now() / 1e9,
     }
 
 
 @calls.row("getstatisticsmsg", req.Empty, Who.SERVER, reply="Statistics", section="Server")
 async def server_statistics(node: Node, caller: Caller, request: req.Empty) -> dict[str, int]:
-    """Counters over all colonies."""
+    """Show the counters of all colonies."""
     total: dict[str, int] = {}
     for name in list(node.directory.rosters):
         for key, value in (await statistics(node, name)).items():
@@ -63,7 +64,7 @@ async def add_colony(node: Node, caller: Caller, request: req.AddColony) -> Colo
 
 @calls.row("removecolonymsg", req.ColonyOnly, Who.SERVER, need=Need.FREES)
 async def remove_colony(node: Node, caller: Caller, request: req.ColonyOnly) -> None:
-    """Remove a colony and all that is in it."""
+    """Remove a colony with everything in it."""
     await node.members.remove_colony(request.colonyname)
 
 
@@ -81,7 +82,7 @@ async def get_colony(node: Node, caller: Caller, request: req.ColonyOnly) -> Col
 
 @calls.row("getcolonystatsmsg", req.ColonyOnly, Who.MEMBER, reply="Statistics")
 async def colony_statistics(node: Node, caller: Caller, request: req.ColonyOnly) -> dict[str, int]:
-    """Counters of one colony."""
+    """Show the counters of one colony."""
     return await statistics(node, request.colonyname)
 
 
@@ -107,7 +108,7 @@ async def get_users(node: Node, caller: Caller, request: req.ColonyOnly) -> list
 
 @calls.row("getusermsg", req.MemberNamed, Who.LOOSE, reply="User", section="Users")
 async def get_user(node: Node, caller: Caller, request: req.MemberNamed) -> User:
-    """A user by name."""
+    """Show a user by name."""
     user = node.directory.roster(request.colonyname).users.get(request.name)
     if user is None:
         raise NotFound(f"user {request.name} is not in colony {request.colonyname}")
@@ -116,7 +117,7 @@ async def get_user(node: Node, caller: Caller, request: req.MemberNamed) -> User
 
 @calls.row("getuserbyidmsg", req.UserById, Who.LOOSE, reply="User", section="Users")
 async def get_user_by_id(node: Node, caller: Caller, request: req.UserById) -> User:
-    """A user by id."""
+    """Show a user by id."""
     user = node.directory.user_of(request.colonyname, request.userid)
     if user is None:
         raise NotFound(f"no user of colony {request.colonyname} has this id")
@@ -124,7 +125,7 @@ async def get_user_by_id(node: Node, caller: Caller, request: req.UserById) -> U
 
 
 async def statistics(node: Node, colony: str) -> dict[str, int]:
-    """Upstream's counters for one colony."""
+    """Return upstream's counters for one colony."""
     executors = node.directory.roster(colony).executors.values()
     active = sum(1 for executor in executors if executor.state == ExecutorState.APPROVED)
     unregistered = sum(1 for e in executors if e.state == ExecutorState.UNREGISTERED)

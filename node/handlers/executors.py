@@ -32,20 +32,20 @@ async def add(node: Node, caller: Caller, request: req.AddExecutor) -> dict[str,
     known = node.directory.roster(new.colonyname).executors.get(new.executorname)
     if node.members.reregister and known is not None:
         node.members.check_executor(new)
-        # In steps that may be repeated: whatever is cut off, the next attempt does the rest.
+        # In steps that may be repeated: after an interruption, the next attempt does the rest.
         await unregister(node, new.colonyname, new.executorname)
     return wire_executor(await node.members.add_executor(new))
 
 
 @calls.row("approveexecutormsg", req.ExecutorNamed, Who.OWNER, need=Need.WORKS)
 async def approve(node: Node, caller: Caller, request: req.ExecutorNamed) -> None:
-    """Let an executor take work."""
+    """Allow an executor to take processes."""
     await node.members.set_state(request.colonyname, request.executorname, ExecutorState.APPROVED)
 
 
 @calls.row("rejectexecutormsg", req.ExecutorNamed, Who.OWNER, need=Need.FREES)
 async def reject(node: Node, caller: Caller, request: req.ExecutorNamed) -> None:
-    """Let an executor take no work; what it runs waits again."""
+    """Forbid an executor to take processes; what it runs waits again."""
     executor = await node.members.set_state(
         request.colonyname, request.executorname, ExecutorState.REJECTED
     )
@@ -54,7 +54,7 @@ async def reject(node: Node, caller: Caller, request: req.ExecutorNamed) -> None
 
 @calls.row("removeexecutormsg", req.ExecutorNamed, Who.OWNER, need=Need.FREES)
 async def remove(node: Node, caller: Caller, request: req.ExecutorNamed) -> None:
-    # To be repeated when it was cut off: it then does the rest.
+    # May be repeated after an interruption: it then does the rest.
     """Unregister an executor; what it runs waits again."""
     await unregister(node, request.colonyname, request.executorname)
 
@@ -69,13 +69,13 @@ async def get_all(node: Node, caller: Caller, request: req.ColonyOnly) -> Rows:
 
 @calls.row("getexecutormsg", req.ExecutorNamed, Who.MEMBER, reply="Executor")
 async def get(node: Node, caller: Caller, request: req.ExecutorNamed) -> dict[str, Any]:
-    """An executor by name."""
+    """Show an executor by name."""
     return wire_executor(node.members.executor(request.colonyname, request.executorname))
 
 
 @calls.row("getexecutorbyidmsg", req.ExecutorById, Who.SIGNED, reply="Executor", rights=MINE)
 async def get_by_id(node: Node, caller: Caller, request: req.ExecutorById) -> dict[str, Any]:
-    """An executor by id."""
+    """Show an executor by id."""
     for colony in node.directory.colonies_of(caller.id):
         executor = node.directory.executor_of(colony, request.executorid)
         if executor is not None:
@@ -85,7 +85,7 @@ async def get_by_id(node: Node, caller: Caller, request: req.ExecutorById) -> di
 
 @calls.row("updateexecutormsg", req.UpdateExecutor, Who.LOOSE, rights=SELF, need=Need.WORKS)
 async def update(node: Node, caller: Caller, request: req.UpdateExecutor) -> None:
-    """Replace the capabilities of oneself."""
+    """Replace the caller's capabilities."""
     if caller.executor.executorname != request.executorname:
         raise Invalid("executorname: an executor may update itself only")
     await node.members.change_executor(
@@ -97,7 +97,7 @@ async def update(node: Node, caller: Caller, request: req.UpdateExecutor) -> Non
 
 @calls.row("reportallocationmsg", req.ReportAllocation, Who.LOOSE, rights=SELF, need=Need.WORKS)
 async def allocate(node: Node, caller: Caller, request: req.ReportAllocation) -> None:
-    """Replace the allocations of oneself."""
+    """Replace the caller's allocations."""
     if caller.executor.executorname != request.executorname:
         raise Invalid("executorname: an executor may report for itself only")
     await node.members.change_executor(
@@ -117,7 +117,7 @@ async def allocate(node: Node, caller: Caller, request: req.ReportAllocation) ->
     colony="fun.colonyname",
 )
 async def add_function(node: Node, caller: Caller, request: req.AddFunction) -> dict[str, Any]:
-    """Say that one offers a function."""
+    """Register a function of the caller."""
     if caller.executor.executorname != request.fun.executorname:
         raise Denied("fun.executorname: an executor may register for itself only")
     if not request.fun.funcname:
@@ -135,7 +135,7 @@ async def add_function(node: Node, caller: Caller, request: req.AddFunction) -> 
     need=Need.FREES,
 )
 async def remove_function(node: Node, caller: Caller, request: req.FunctionById) -> None:
-    """Take a function back."""
+    """Remove a function of the caller."""
     for colony in node.directory.colonies_of(caller.id):
         function = node.directory.roster(colony).functions.get(request.functionid)
         if function is None:
@@ -157,7 +157,7 @@ async def remove_function(node: Node, caller: Caller, request: req.FunctionById)
     heavy=every,
 )
 async def get_functions(node: Node, caller: Caller, request: req.GetFunctions) -> Rows:
-    """Functions of one executor, or of all."""
+    """List the functions of one executor, or of all."""
     functions = node.directory.roster(request.colonyname).functions.values()
     wanted = request.executorname
     found = [f for f in functions if not wanted or f.executorname == wanted]

@@ -28,7 +28,7 @@ _PART = 1 << 20
 
 
 class NewFile(msgspec.Struct):
-    """A file as clients send it: id, sequence number and time are ours to give."""
+    """A file as clients send it: id, sequence number and time are set here."""
 
     colonyname: str
     name: str
@@ -115,7 +115,7 @@ async def add(node: Node, caller: Caller, request: AddFile) -> dict[str, Any]:
 
 @calls.row("getfilemsg", GetFile, Who.MEMBER, reply="File[]", heavy=_is_heavy)
 async def get(node: Node, caller: Caller, request: GetFile) -> list[dict[str, Any]] | Rows:
-    """Revisions of a file, by id or by label and name."""
+    """List revisions of a file, by id or by label and name."""
     colony = request.colonyname
     if request.fileid:
         file = await node.files.get(colony, request.fileid)
@@ -135,7 +135,7 @@ async def get(node: Node, caller: Caller, request: GetFile) -> list[dict[str, An
 
 @calls.row("getfilesmsg", GetFiles, Who.MEMBER, reply="FileData[]", heavy=every)
 async def get_many(node: Node, caller: Caller, request: GetFiles) -> Rows:
-    """The newest revision of each file under a label."""
+    """List the newest revision of each file under a label."""
     return node.files.listing(request.colonyname, normalise_label(request.label, "label"))
 
 
@@ -178,14 +178,16 @@ async def ticket_again(node: Node, caller: Caller, request: Ticket, place: str) 
     need=Need.FREES,
 )
 async def ticket(node: Node, caller: Caller, request: Ticket) -> dict[str, Any]:
-    """Leave to fetch or to store the bytes of a file in the node's own directory."""
+    """Get a ticket to fetch or store the bytes of a file in the daemon's own directory."""
     if request.method == "PUT":
         node.client.pressure.demand(Need.GROWS)
     return await _ticket(node, caller, request, renew=True)
 
 
 async def _ticket(node: Node, caller: Caller, request: Ticket, *, renew: bool) -> dict[str, Any]:
-    """A ticket, how far an upload is, and where the bytes are; `renew` lets these stay longer."""
+    """Return a ticket, how far an upload is, and where the bytes are; `renew` begins their grace
+    anew.
+    """
     files, colony, checksum = node.files, request.colonyname, request.checksum
     blobs, tickets = files.blobs, files.tickets
     if blobs is None or tickets is None:
@@ -231,7 +233,7 @@ async def _ticket(node: Node, caller: Caller, request: Ticket, *, renew: bool) -
 
 
 def _checked(new: NewFile) -> File:
-    """The version that a client asks to add. Raises Invalid."""
+    """Return the version that a client asks to add. Raises Invalid."""
     given = new.ref.s3object
     if not 0 <= new.size < 1 << 63:
         raise Invalid("file.size: bytes, 0 or more")
@@ -286,7 +288,7 @@ def _content(file: File) -> tuple[str, ...]:
 
 
 def wire_file(file: File) -> dict[str, Any]:
-    """A version as upstream's SDKs expect it, ready for JSON."""
+    """Return a version as upstream's SDKs expect it, ready for JSON."""
     value: dict[str, Any] = msgspec.to_builtins(file)
     value["added"] = wire_time(file.added)
     return value

@@ -70,7 +70,7 @@ async def change_colony(node: Node, caller: Caller, request: ChangeColonyId) -> 
     need=Need.FREES,
 )
 async def change_user(node: Node, caller: Caller, request: ChangeUserId) -> dict[str, Any]:
-    """Give oneself another id."""
+    """Give the calling user another id."""
     await node.identities.change_user(request.colonyname, caller.id, request.userid)
     return _echo("changeuseridmsg", request)
 
@@ -85,7 +85,7 @@ async def change_user(node: Node, caller: Caller, request: ChangeUserId) -> dict
     need=Need.FREES,
 )
 async def change_executor(node: Node, caller: Caller, request: ChangeExecutorId) -> dict[str, Any]:
-    """Give oneself another id, as an executor."""
+    """Give the calling executor another id."""
     await node.identities.change_executor(request.colonyname, caller.id, request.executorid)
     return _echo("changeexecutoridmsg", request)
 

@@ -20,13 +20,13 @@ calls: Calls[Node] = Calls("Locations")
 
 @calls.row("addlocationmsg", AddLocation, Who.OWNER, reply="Location", colony="location.colonyname")
 async def add(node: Node, caller: Caller, request: AddLocation) -> Location:
-    """Name a place where executors stand."""
+    """Add a named place of executors."""
     return await node.locations.add(request.location)
 
 
 @calls.row("removelocationmsg", req.MemberNamed, Who.OWNER, need=Need.FREES)
 async def remove(node: Node, caller: Caller, request: req.MemberNamed) -> None:
-    """Forget a place."""
+    """Remove a place."""
     await node.locations.remove(request.colonyname, request.name)
 
 
@@ -38,5 +38,5 @@ async def get_all(node: Node, caller: Caller, request: req.ColonyOnly) -> list[L
 
 @calls.row("getlocationmsg", req.MemberNamed, Who.LOOSE, reply="Location")
 async def get(node: Node, caller: Caller, request: req.MemberNamed) -> Location:
-    """A place by name."""
+    """Show a place by name."""
     return await node.locations.get(request.colonyname, request.name)

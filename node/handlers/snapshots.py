@@ -66,12 +66,12 @@ async def created(
     again=created,
 )
 async def create(node: Node, caller: Caller, request: CreateSnapshot) -> dict[str, Any]:
-    """Note which files are under a label now."""
+    """Store which files are under a label now."""
     name, snapshotid = request.name, ""
     if not 0 < len(name) <= MAX_NAME or "/" in name or not name.isprintable():
         raise Invalid(f"name: 1 to {MAX_NAME} characters, no '/' and no control characters")
     if caller.nonce:
-        # A repeat of the same request, after a lost reply, gives the first one's snapshot.
+        # A repeat of the same request, after a lost reply, returns the first one's snapshot.
         snapshotid = id_for(caller.id, caller.nonce)
     label = normalise_label(request.label, "label")
     return _wire(await node.files.create_snapshot(request.colonyname, label, name, snapshotid))
@@ -79,7 +79,7 @@ async def create(node: Node, caller: Caller, request: CreateSnapshot) -> dict[st
 
 @calls.row("getsnapshotmsg", OneSnapshot, Who.MEMBER, reply="Snapshot")
 async def get(node: Node, caller: Caller, request: OneSnapshot) -> dict[str, Any]:
-    """A snapshot by id or name."""
+    """Show a snapshot by id or name."""
     found = await find(node, request)
     if found is None:
         raise NotFound("snapshotid, name: no such snapshot in this colony")

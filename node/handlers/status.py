@@ -19,7 +19,7 @@ from node.rpc.replay import ReplayGuard
 from node.runtime.node import Node
 from node.version import VERSION
 
-_MOST_STUCK = 16  # reasons why something waits in vain
+_MOST_STUCK = 16  # reasons why processes can't be taken
 _MOST_NAMED = 3  # executors that could take a process
 _SILENT = 10  # processes that are named
 
@@ -29,7 +29,7 @@ calls: Calls[Node] = Calls("Ours")
 
 @calls.row("getclustermsg", req.Empty, Who.SERVER, reply="{nodes, leader}", section="Server")
 async def cluster(node: Node, caller: Caller, request: req.Empty) -> dict[str, Any]:
-    """The daemons that share the store."""
+    """List the daemons that share the store."""
     here = this_node(node)
     return {"nodes": [here], "leader": here}
 
@@ -42,7 +42,7 @@ async def cluster(node: Node, caller: Caller, request: req.Empty) -> dict[str, A
     rights="member or owner of the home colony",
 )
 async def status(node: Node, caller: Caller, request: req.Empty) -> dict[str, Any]:
-    """How the daemon of the home colony is."""
+    """Show the state of the home colony's daemon."""
     colony = node.directory.colony(node.home)
     owner = colony is not None and colony.colonyid == caller.id
     if not owner and node.directory.member(node.home, caller.id) is None:
@@ -86,12 +86,14 @@ async def status(node: Node, caller: Caller, request: req.Empty) -> dict[str, An
     rights=MINE,
 )
 async def waiting(node: Node, caller: Caller, request: req.ProcessById) -> dict[str, Any]:
-    """What a process waits for, who could take it, and why nobody does."""
+    """Show what a process waits for, which executors could take it, and why none does."""
     return standing_of(node, await locate(node, caller, request.processid))
 
 
 async def nobody_takes(node: Node) -> list[dict[str, Any]]:
-    """What waits in the home colony that no registered executor, and no peer by a route, takes."""
+    """Return waiting processes of the home colony that no registered executor, and no peer by a
+    route, takes.
+    """
     processes, found = node.processes, list[dict[str, Any]]()
     roster = node.directory.roster(node.home)
     for each in unschedulable(processes.queue, roster, node.home, _MOST_STUCK):
@@ -111,7 +113,7 @@ async def nobody_takes(node: Node) -> list[dict[str, Any]]:
 
 
 def standing_of(node: Node, process: Process) -> dict[str, Any]:
-    """What a process waits for: who could take it, and why nobody does."""
+    """Return what a process waits for, which executors could take it, and why none does."""
     processes, colony = node.processes, process.colonyname
     base = {"processid": process.processid, "state": process.state, "paused": False, "why": ""}
     entry = processes.queue.entries.get(process.processid)
@@ -141,7 +143,7 @@ def standing_of(node: Node, process: Process) -> dict[str, Any]:
 
 
 def this_node(node: Node) -> dict[str, Any]:
-    """This daemon as a node of upstream's cluster. A port of 0 is one that does not exist here.
+    """Return this daemon as a node of upstream's cluster. A port of 0 does not exist here.
 
     The embedded store has no ports, and nothing is relayed from daemon to daemon.
     """
@@ -163,13 +165,13 @@ def this_node(node: Node) -> dict[str, Any]:
     }
 
 
-# For a daemon without peers: with them, federation has its own.
+# For a daemon without federation, which has calls of its own.
 clock_calls: Calls[Node] = Calls("Ours", home=lambda node: node.home)
 
 
 @clock_calls.row("getclockmsg", req.Empty, Who.OWNER, reply="{clock, latest, behind}")
 async def get_clock(node: Node, caller: Caller, request: req.Empty) -> dict[str, int]:
-    """The daemon's clock, and the latest time that it remembers."""
+    """Show the daemon's clock, and the latest time that it remembers."""
     return await _clock_view(node, ReplayGuard(node.client, node.clock.now))
 
 
@@ -182,7 +184,7 @@ async def get_clock(node: Node, caller: Caller, request: req.Empty) -> dict[str,
     need=Need.FREES,
 )
 async def reset_clock(node: Node, caller: Caller, request: req.Empty) -> dict[str, int]:
-    """Forget a later time than the clock's, by which requests are judged."""
+    """Forget a remembered time later than the clock's, by which requests are judged."""
     replays = ReplayGuard(node.client, node.clock.now)
     before = (await _clock_view(node, replays))["latest"]
     await replays.forget()

@@ -1,6 +1,6 @@
-"""The daemon's own certificate, and TLS contexts that know one certificate instead of authorities.
+"""The daemon's own certificate, and TLS contexts that trust one certificate instead of authorities.
 
-What is served with it, and who is told its fingerprint, is decided elsewhere.
+Callers decide what is served with it, and who is told its fingerprint.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from cryptography.x509.oid import NameOID
 
 CERTIFICATE, KEY = "tls.crt", "tls.key"  # in the home directory
 
-# A host without a clock must not find a certificate "not yet valid"; 9999 means "no end"
-# (RFC 5280, 4.1.2.5). What expires is the card.
+# A host without a clock must not find a certificate "not yet valid"; 9999 means "no end" (RFC 5280,
+# 4.1.2.5). The card expires instead.
 _FROM = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _UNTIL = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
 
@@ -39,7 +39,7 @@ def make_certificate(path: Path) -> tuple[Path, Path, str]:
     """Return certificate file, key file (both PEM, 0600) and fingerprint in the directory `path`.
 
     They are made on the first call and kept from then on, since peers hold the fingerprint. Raises
-    TlsError when what is there cannot be read.
+    TlsError when an existing file cannot be read.
     """
     certificate_path, key_path = path / CERTIFICATE, path / KEY
     if not (certificate_path.exists() and key_path.exists()):
@@ -71,14 +71,14 @@ def _self_signed(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
         .not_valid_before(_FROM)
         .not_valid_after(_UNTIL)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        # Peers pin it; names are for SDKs that were given it as an authority.
+        # Peers pin the certificate; the names are for SDKs that were given it as an authority.
         .add_extension(x509.SubjectAlternativeName(_names()), critical=False)
         .sign(key, hashes.SHA256())
     )
 
 
 def _names() -> list[x509.GeneralName]:
-    """How programs on this machine and near it call this machine."""
+    """Return the names by which programs on this machine and near it call this machine."""
     names: list[x509.GeneralName] = [x509.DNSName("localhost")]
     host = socket.gethostname()
     for name in (host, f"{host}.local"):
@@ -88,7 +88,7 @@ def _names() -> list[x509.GeneralName]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Put `data` at `path` with mode 0600, whole or not at all."""
+    """Write `data` to `path` with mode 0600, whole or not at all."""
     fresh = path.with_name(f".{path.name}.new")
     fresh.unlink(missing_ok=True)
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -104,8 +104,8 @@ def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols(["http/1.1"])
-    # Without tickets nothing is written after the handshake, so a peer that only looks at the
-    # certificate and leaves does not show up as a broken connection.
+    # Without tickets nothing is written after the handshake: a peer that only reads the certificate
+    # and leaves does not show up as a broken connection.
     context.num_tickets = 0
     try:
         context.load_cert_chain(certificate, key)
@@ -127,7 +127,9 @@ def trusting(der: bytes) -> ssl.SSLContext:
 
 
 def rpc_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """Like `server_context`, but SDKs may speak TLS 1.2. Raises TlsError."""
+    """Return a context like that of `server_context`, but with TLS 1.2 for SDKs. Raises
+    TlsError.
+    """
     context = server_context(certificate, key)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context

@@ -1,7 +1,7 @@
-"""Steps of the wall clock: noticed by a clock that has none, and what they make of deadlines.
+"""Steps of the wall clock: noticed by a clock that is never set, with their effect on deadlines.
 
-Values in, values out, beside the reading of the clocks. Which stored times are then written anew
-is decided in `timers.retime`; what federation makes of a step in `federation.network.monitor`.
+Values in, values out, beside the reading of the clocks. `timers.retime` writes stored times anew
+after a step; federation's reaction is in `federation.network.monitor`.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from node.model.types import DAY, SECOND
 
 JUMP = 3.0  # seconds that two clocks may drift apart between two looks
 SET = "clock set"
-_GAP = 15.0  # seconds between two looks after which we were stopped, or starved
-_ATOMIC = 0.5  # seconds that reading the clocks may take: else they are read again
+_GAP = 15.0  # seconds between two looks after which the process was stopped, or starved
+_ATOMIC = 0.5  # seconds that reading the clocks may take; otherwise they are read again
 _READS = 5
-# What is of the future is squeezed by this into the minute before now: the order is kept to a tenth
-# of a second, and 190 years have room.
+# Times in the future are squeezed by this factor into the minute before now: the order is kept to a
+# tenth of a second, and 190 years have room.
 _SQUEEZE = 10**8
 _MINUTE = 60 * SECOND
 
 
 class ClockSample(msgspec.Struct, frozen=True):
-    """One instant by three clocks, in seconds: of the wall, steady, and steady through sleep."""
+    """One instant by three clocks, in seconds: the wall clock, steady, and steady through sleep."""
 
     wall: float
     steady: float
@@ -33,7 +33,7 @@ class ClockSample(msgspec.Struct, frozen=True):
 
 
 def moment() -> ClockSample:
-    """Now."""
+    """Return a sample of the clocks now."""
     for _ in range(_READS):
         steady = time.monotonic()
         found = ClockSample(time.time(), steady, steady_ns() / SECOND)
@@ -43,13 +43,15 @@ def moment() -> ClockSample:
 
 
 def steady_ns() -> int:
-    """A clock in ns that is never set, and goes on while the machine sleeps where it can."""
+    """Return the ns of a clock that is never set, and goes on while the machine sleeps where it
+    can.
+    """
     boot = getattr(time, "CLOCK_BOOTTIME", None)
     return time.clock_gettime_ns(boot) if boot is not None else time.monotonic_ns()
 
 
 def boot_id() -> str:
-    """What tells this start of the machine from every other; "" where nothing does.
+    """Return a text that identifies this start of the machine; "" where there is none.
 
     Two readings of the steady clock can be compared when it is the same.
     """
@@ -61,7 +63,7 @@ def boot_id() -> str:
 
 
 def jumped(before: ClockSample, now: ClockSample) -> str:
-    """What happened to the clocks between two looks that were to be a second apart, or ""."""
+    """Return what happened to the clocks between two looks about a second apart, or ""."""
     passed = now.steady - before.steady
     slept = (now.awake - before.awake) - passed
     if slept > JUMP:
@@ -75,11 +77,11 @@ def jumped(before: ClockSample, now: ClockSample) -> str:
 
 
 class Clock:
-    """The wall clock (`now`, Unix ns) by the side of a steady one (`steady`, ns, never set).
+    """The wall clock (`now`, Unix ns) beside a steady one (`steady`, ns, never set).
 
-    `judged` is what the wall clock would show had it not been set since `adopt`. What is judged by
-    a stored time is judged by `late`: no step makes anything late before it was dealt with.
-    Without a steady clock nothing is ever a step.
+    `judged` is what the wall clock would show without the steps since `adopt`. Stored times are
+    judged by `late`: no step makes anything late before the step is dealt with. Without a steady
+    clock nothing is ever a step.
     """
 
     def __init__(self, now: Callable[[], int], steady: Callable[[], int] | None = None) -> None:
@@ -94,11 +96,13 @@ class Clock:
         return self._ticked
 
     def adopt(self) -> None:
-        """What the wall clock shows now is the time."""
+        """Take the present wall clock as right."""
         self.offset = self._apart()
 
     def resume(self, wall: int, steady: int) -> None:
-        """Go on from what both showed earlier: a step since then is still to be dealt with."""
+        """Go on from an earlier reading of both clocks: a step since then is still to be dealt
+        with.
+        """
         self.offset = wall - steady
 
     def _apart(self) -> int:
@@ -111,7 +115,9 @@ class Clock:
         return wall - (before + after) // 2
 
     def step(self) -> int:
-        """By how many ns the wall clock was set; 0 for less than a step, which is adopted."""
+        """Return by how many ns the wall clock was set; 0 for less than a step, which is
+        adopted.
+        """
         if self.steady is self.now:
             return 0
         by = self._apart() - self.offset
@@ -122,18 +128,20 @@ class Clock:
 
     @property
     def judged(self) -> int:
-        """Unix ns by the wall clock as it was before a step that nobody dealt with."""
+        """Return the Unix ns by the wall clock as it was before an open step."""
         return self.steady() + self.offset
 
     def late(self) -> int:
-        """Unix ns by which deadlines are judged: never ahead of the wall clock, nor of `judged`."""
+        """Return the Unix ns by which deadlines are judged: never ahead of the wall clock, nor of
+        `judged`.
+        """
         return min(self.now(), self.judged)
 
     def due(self, deadline: int, limit: int) -> int:
-        """When, by the steady clock, a stored deadline (Unix ns) has come.
+        """Return when, by the steady clock, a stored deadline (Unix ns) has come.
 
-        `limit` is the ns that it was given for: nothing is due later than that from now. 0 is
-        unknown. The answer is 0 for no deadline, and above 0 else.
+        `limit` is the ns that it was given for, 0 if unknown: it comes no later than that from now.
+        Returns 0 for no deadline, and a number above 0 otherwise.
         """
         if not deadline:
             return 0
@@ -143,15 +151,15 @@ class Clock:
         return max(1, self.steady() + left)
 
     def deadline(self, due: int) -> int:
-        """The Unix ns that a moment of the steady clock is by the wall clock as adopted."""
+        """Return the Unix ns, by the wall clock as adopted, of a moment of the steady clock."""
         return due + self.offset
 
 
 def place(prioritytime: int, priority: int, now: int) -> int:
-    """The priority time (Unix ns) by which a process stands in the queue: never of the future.
+    """Return the priority time (Unix ns) of a process in the queue, which is never in the future.
 
-    One submitted by a clock that was ahead stands in front of what is submitted from `now` on, and
-    such ones keep their order. What two hosts may be apart is let be.
+    A process submitted by a clock that was ahead stands before those submitted from `now` on, and
+    several of them keep their order. A difference as between two hosts is ignored.
     """
     ahead = prioritytime + priority * DAY - now
     if ahead <= JUMP * SECOND:

@@ -26,7 +26,7 @@ _SECONDS = {"": 1, "s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 ColonyId = Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")]
 NonEmpty = Annotated[str, msgspec.Meta(min_length=1)]
-# `when` of a route that lets processes wait first: a number and its unit, seconds without one.
+# `when` of a route that lets processes wait first: a number with a unit, by default seconds.
 WAITING = r"waiting *> *([0-9]+(?:\.[0-9]+)?) *(ms|s|min|m|h|d)?"
 Pattern = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Patterns = Annotated[list[Pattern], msgspec.Meta(max_length=64)]
@@ -85,7 +85,7 @@ class Keep(Duration):
 
     @property
     def auto(self) -> bool:
-        """Whether the room decides."""
+        """Return whether the room in the store decides."""
         return self < 0
 
 
@@ -107,10 +107,11 @@ class RpcConfig(_Section, frozen=True):
     """[rpc]: the port that SDKs talk to; a `host` of "*" is all addresses, IPv4 and IPv6.
 
     A connection is unsigned until a request on it shows a right: of these there are `max_unsigned`,
-    of the others `max_connections`. `max_unread` bounds large answers that nobody takes, in bytes.
-    With `tls` it is served with the daemon's own certificate, or with the one in the PEM file
-    `certificate`, whose `key` is in another; relative paths are below the home. With `reregister`
-    a colony's owner may add an executor whose name is taken: it replaces the one that has it.
+    of the others `max_connections`. `max_unread` bounds large answers that clients do not take, in
+    bytes. With `tls` it is served with the daemon's own certificate, or with the one in the PEM
+    file `certificate`, whose `key` is in another; relative paths are below the home. With
+    `reregister` a colony's owner may add an executor under a taken name: it replaces the one that
+    has it.
     """
 
     host: NonEmpty = "*"
@@ -161,7 +162,7 @@ class EtcdConfig(_Section, frozen=True):
 
     @property
     def secure(self) -> bool:
-        """Whether the endpoints are spoken to over TLS."""
+        """Return whether the endpoints are reached over TLS."""
         return bool(self.ca or self.cert) or any(e.startswith("https://") for e in self.endpoints)
 
 
@@ -175,8 +176,8 @@ class FilesConfig(_Section, frozen=True):
 class HistoryConfig(_Section, frozen=True):
     """[history]: how long closed processes in `states`, workflows and log lines stay in the store.
 
-    Then they move to files below the home; with a `keep` of 0, nothing ever does. AUTO keeps all
-    until half of `etcd.quota` is in use, and then moves what ended first.
+    Then they move to files below the home; with a `keep` of 0, they never do. With AUTO they stay
+    until half of `etcd.quota` is in use; then what ended first moves.
     """
 
     keep: Keep = AUTO
@@ -213,10 +214,11 @@ class QuotasConfig(_Section, frozen=True):
 
 
 class PolicyConfig(_Section, frozen=True):
-    """[federation.policy]: what a trusted colony may do here that has no policy of its own.
+    """[federation.policy]: what a trusted colony without a policy of its own may do here.
 
     Empty lists allow all, a limit of 0 is none; `rate` is submissions and `messages` messages a
-    minute, `max_body` bytes of one, `max_entries` and `max_kept` (bytes) what may be left here.
+    minute, `max_body` bytes of one, `max_entries` and `max_kept` (bytes) what it may leave in the
+    store.
     """
 
     functions: Patterns = msgspec.field(default_factory=list)
@@ -237,8 +239,8 @@ class FederationConfig(_Section, frozen=True):
     """[federation]: the port that peers talk to, and how peers are found and trusted.
 
     `hops` is how many colonies our processes may pass to where they end, 1 for the peer alone.
-    Colonies that trusted peers introduce are `pending`, or trusted as well; with "off", nobody is
-    introduced either way.
+    Colonies that trusted peers introduce are `pending`, or trusted as well; with "off", no colony
+    is introduced either way.
     """
 
     enabled: bool = True
@@ -255,7 +257,7 @@ class FederationConfig(_Section, frozen=True):
 class PeerConfig(_Section, frozen=True):
     """[[peers]]: a colony beyond the local network; an empty id accepts the card found there.
 
-    `mailbox`: nobody can connect to us, so we fetch from this peer, named by id, what is for us.
+    `mailbox`: no peer can connect to us, so we fetch messages for us from this peer, named by id.
     """
 
     url: NonEmpty
@@ -270,8 +272,9 @@ class PeerConfig(_Section, frozen=True):
 class RouteConfig(_Section, frozen=True):
     """[[routes]]: where processes go that name no colony; globs, the first that leads somewhere.
 
-    `to` is "any", or names or ids of peers: the first that can takes it, with `weights` the less
-    busy of two drawn by weight. With `retry` another gets what one surely will not run.
+    `to` is "any", or names or ids of peers: the first one that can takes the process, with
+    `weights` the less busy of two drawn by weight. With `retry`, a process that a peer surely will
+    not run goes to another.
     """
 
     func: NonEmpty = "*"
@@ -323,9 +326,9 @@ def load_config(
 ) -> Config:
     """Read the files of a home, if there, and lay the environment and `overrides` over them.
 
-    `overrides` are flags by dotted path ("rpc.port"); None means that the flag was not given.
-    The environment's names are COLONYD_SECTION__KEY. `files` are others than the home's, the
-    weakest first; `origins` learns by dotted path where what is set was set. Raises ConfigError.
+    `overrides` are flags by dotted path ("rpc.port"); None means that the flag was not given. The
+    environment's names are COLONYD_SECTION__KEY. `files` replace those of the home, the weakest
+    first; `origins` gets the origin of each set value by dotted path. Raises ConfigError.
     """
     files = files or config_files(home)
     path = files[-1]
@@ -419,7 +422,7 @@ def _kind_of(dotted: str, origin: str) -> Any:
 
 
 def _coerce(value: str, kind: Any, dotted: str, origin: str) -> object:
-    """Turn the text of an environment variable into what its setting's type wants."""
+    """Convert the text of an environment variable to the type of its setting."""
     if get_origin(kind) is list:
         return [part.strip() for part in value.split(",") if part.strip()]
     plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind

@@ -1,6 +1,6 @@
-"""Which files hold the settings of a home, and how one is laid over another.
+"""The files with the settings of a home, and how one is laid over another.
 
-What may be set, and the environment and flags above the files, is in `config`.
+The settings, and the environment and flags above the files, are in `config`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ _STATE, _CONFIGURATION = Path("/var/lib"), Path("/etc")
 
 
 def config_files(home: Path) -> list[Path]:
-    """Return where settings may stand, the weakest first.
+    """Return the files that may hold settings, the weakest first.
 
     The home of a service, below /var/lib, has a file at the same place below /etc as well: that of
-    /var/lib/colonyd is /etc/colonyd/config.toml. So the daemon and commands find the same, however
-    they were started.
+    /var/lib/colonyd is /etc/colonyd/config.toml. So the daemon and commands find the same files,
+    however they were started.
     """
     home = home.absolute()
     own = home / "config.toml"
@@ -28,7 +28,7 @@ def config_files(home: Path) -> list[Path]:
 def lay_over(
     below: dict[str, Any], above: dict[str, Any], origins: dict[str, str], origin: str, at: str = ""
 ) -> None:
-    """Put what `above` sets over `below`, in place, noting by dotted path where it stands.
+    """Put the settings of `above` over `below`, in place, noting their `origin` by dotted path.
 
     Tables are merged; anything else, a list of tables too, is replaced as a whole.
     """

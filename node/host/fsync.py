@@ -1,6 +1,6 @@
-"""Directories of the file system, as far as they must outlast a crash.
+"""Durable directories: new names in them that must outlast a crash.
 
-What lies in them is the business of those who write it.
+The content of the files is written by the callers.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from pathlib import Path
 
 
 def publish(complete: Path, target: Path) -> None:
-    """Give a complete file the name `target`, in the same directory; replaces nothing.
+    """Give a complete file the name `target`, in the same directory; replace nothing.
 
-    Raises FileExistsError when there is something, another OSError otherwise. Where the file system
+    Raises FileExistsError when `target` exists, another OSError otherwise. Where the file system
     has links, as most do, `complete` stays beside it.
     """
     try:
@@ -26,7 +26,7 @@ def publish(complete: Path, target: Path) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Return when what was made, renamed or removed in a directory is on the disk."""
+    """Return when all names made, changed or removed in a directory are on the disk."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,6 @@
 """The home directory of a daemon: where keys, configuration and the store lie, and how it begins.
 
-Reading configuration is in `config`; what runs in a home is in `daemon.main`.
+Configuration is read in `config`; `daemon.main` runs in a home.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from node.host.keys import IdentityError, PrivateKey, read_key, write_key
 from node.model.ids import valid_name
 from node.model.names import in_file
 
-# Below a home whose restore from a backup did not come to its end.
+# Present below a home whose restore from a backup was interrupted.
 RESTORING = "restoring"
 
 
@@ -32,7 +32,7 @@ class HomeError(Exception):
 
 @dataclass(frozen=True)
 class HomeInfo:
-    """What `init_home` made or found. `created` is false when everything was there already."""
+    """The content that `init_home` made or found. `created` is false when everything existed."""
 
     name: str
     server: PrivateKey
@@ -53,41 +53,43 @@ class Home:
 
     @property
     def keys(self) -> Path:
-        """Directory of key files (mode 0700)."""
+        """Return the directory of key files (mode 0700)."""
         return self.path / "keys"
 
     @property
     def config(self) -> Path:
-        """The optional configuration file."""
+        """Return the path of the optional configuration file."""
         return self.path / "config.toml"
 
     @property
     def etcd(self) -> Path:
-        """Directory of the embedded store (mode 0700)."""
+        """Return the directory of the embedded store (mode 0700)."""
         return self.path / "etcd"
 
     @property
     def files(self) -> Path:
-        """Directory of the bytes of files (mode 0700)."""
+        """Return the directory of the bytes of files (mode 0700)."""
         return self.path / "files"
 
     @property
     def lock(self) -> Path:
-        """The file that a running daemon holds locked."""
+        """Return the file that a running daemon holds locked."""
         return self.path / "lock"
 
     @property
     def store_mark(self) -> Path:
-        """Where the store that belongs to this home is named."""
+        """Return the file that names the store of this home."""
         return self.path / "store.id"
 
     @property
     def name_file(self) -> Path:
-        """Where the home colony's name stands."""
+        """Return the file with the home colony's name."""
         return self.path / "colony"
 
     def key(self, name: str) -> Path:
-        """Path of the key file called `name`, in which a member's name may have any character."""
+        """Return the path of the key file called `name`; the name of a member may have any
+        character.
+        """
         return self.keys / f"{in_file(name)}.key"
 
     # The colony's next key lies ready in a file of its own until the store knows of it.
@@ -97,11 +99,14 @@ class Home:
         return self.keys / "colony.key.new"
 
     def has_next_key(self) -> bool:
-        """Whether a change of the colony's key was begun."""
+        """Return whether a change of the colony's key was begun."""
         return self._next.exists()
 
     def next_key(self) -> PrivateKey:
-        """The key that is to follow the colony's, made if there is none. Raises IdentityError."""
+        """Return the key that is to follow the colony's, made if there is none.
+
+        Raises IdentityError.
+        """
         try:
             return read_key(self._next)
         except FileNotFoundError:
@@ -127,7 +132,9 @@ class Home:
 
 
 def require_owner(home: Path) -> None:
-    """Raise HomeError if `home` belongs to another user: what we write there, it could not use."""
+    """Raise HomeError if `home` belongs to another user, who could not use files that we write
+    there.
+    """
     try:
         owner = home.stat().st_uid
     except FileNotFoundError:
@@ -151,7 +158,7 @@ def user_name(uid: int) -> str:
 
 
 def foreign_files(home: Path) -> Iterator[tuple[Path, int]]:
-    """Find what in `home` belongs to another user than `home` itself: paths and user ids."""
+    """Find files in `home` that belong to another user than `home` itself: paths and user ids."""
     owner = home.stat().st_uid
     for directory, inner, names in os.walk(home):
         for name in (*inner, *names):
@@ -163,9 +170,10 @@ def foreign_files(home: Path) -> Iterator[tuple[Path, int]]:
 
 
 def tighten(home: Path) -> list[tuple[Path, int]]:
-    """Take from everybody else what they may do with secrets; returns paths and their old modes.
+    """Remove other users' access to secrets; return paths and their old modes.
 
-    What another user owns, or lies where nothing is written, stays as it is: `colony doctor` tells.
+    Files of another user, and on read-only file systems, stay as they are: `colony doctor` reports
+    them.
     """
     place = Home(home)
     secrets = [place.keys, *sorted(place.keys.glob("*.key*")), place.path / "tls.key"]

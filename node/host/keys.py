@@ -1,6 +1,6 @@
 """Keys, ids and signatures of colonies, executors and users, and the files that hold keys.
 
-Nothing here knows of messages or envelopes: callers hand in digests or bytes and get ids back.
+Nothing here knows of messages or envelopes: callers pass digests or bytes and get ids back.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class PrivateKey:
 
     @property
     def hex(self) -> str:
-        """The secret itself, 64 hex characters."""
+        """Return the secret itself as 64 hex characters."""
         return self._key.to_hex().rjust(64, "0")
 
     def sign(self, digest: bytes) -> bytes:
@@ -89,7 +89,9 @@ def recover_id(digest: bytes, signature: bytes) -> str:
 
 
 def verify_es256k(public_key: bytes, message: bytes, signature: bytes) -> bool:
-    """Whether the 64-byte `signature` of `message` holds under the 65-byte key; never raises."""
+    """Return whether the 64-byte `signature` of `message` holds under the 65-byte key; never
+    raises.
+    """
     if len(signature) != 64 or int.from_bytes(signature[32:], "big") > _HALF_ORDER:
         return False
     try:

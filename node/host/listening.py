@@ -1,6 +1,6 @@
-"""Where the daemon of a home listens, as a file in that home: for commands on the same machine.
+"""The addresses of a home's daemon, as a file in that home: for commands on the same machine.
 
-Binding addresses is in `http.listeners`; whom a command line speaks to is decided there.
+`http.listeners` binds addresses; the command line decides which server it talks to.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ log = get_logger("listening")
 
 @dataclass
 class Serving:
-    """Where a daemon serves RPC (`host` as configured), and where its store is if not its own.
+    """The address of RPC (`host` as configured), and that of the store if it is not the daemon's
+    own.
 
     The parts of a node hold it before a port is open (it is 0 until then) and an extension runs.
     """
@@ -44,16 +45,16 @@ class Serving:
         self.port = port
 
     def extended(self, status: Callable[[], dict[str, Any]]) -> None:
-        """Note what tells of the extension, once it runs."""
+        """Note the function that returns the extension's state, once it runs."""
         self._extension = status
 
     def status(self) -> dict[str, Any]:
-        """Return what the extension tells of itself, by name; {} without one."""
+        """Return the extension's state, by name; {} without one."""
         return self._extension() if self._extension is not None else {}
 
 
 class Listening(msgspec.Struct, frozen=True):
-    """What a running daemon says of itself. Addresses are "host:port", as they were bound.
+    """The addresses of a running daemon, as "host:port", as they were bound.
 
     `serverid` is that of the store as the daemon started.
     """
@@ -67,7 +68,7 @@ class Listening(msgspec.Struct, frozen=True):
 
     @property
     def url(self) -> str:
-        """Where a program on this machine calls RPC."""
+        """Return the URL by which a program on this machine calls RPC."""
         # IPv4 before IPv6: of two addresses, the one that more programs can speak to.
         first = min(self.rpc, key=lambda address: address.startswith("["))
         host, _, port = first.rpartition(":")
@@ -75,7 +76,7 @@ class Listening(msgspec.Struct, frozen=True):
 
 
 def url_of(host: str, port: int, *, tls: bool) -> str:
-    """Return the URL under which a program on this machine reaches what is bound to `host`."""
+    """Return the URL by which a program on this machine reaches the address `host`."""
     if host in ("", "*"):
         host = "127.0.0.1"
     try:
@@ -90,7 +91,7 @@ def url_of(host: str, port: int, *, tls: bool) -> str:
 
 @contextmanager
 def withdrawn(home: Path) -> Iterator[None]:
-    """See to it that nothing is told before this run tells it, and nothing after it."""
+    """Remove the file before this run writes it, and after the run."""
     withdraw(home)
     try:
         yield
@@ -99,7 +100,7 @@ def withdrawn(home: Path) -> Iterator[None]:
 
 
 def withdraw(home: Path) -> None:
-    """Take away what was told. Raises HomeError."""
+    """Remove the file. Raises HomeError."""
     try:
         (home / FILE).unlink(missing_ok=True)
     except OSError as error:
@@ -110,7 +111,7 @@ def withdraw(home: Path) -> None:
 
 
 def announce(home: Path, listening: Listening) -> None:
-    """Tell commands on this machine where we listen; where that can't be written, log it."""
+    """Write the addresses for commands on this machine; if that fails, log it."""
     path = home / FILE
     fresh = path.with_name(f".{FILE}.new")
     try:
@@ -128,11 +129,12 @@ def announce(home: Path, listening: Listening) -> None:
 
 
 def read_listening(home: Path) -> Listening | None:
-    """Read what the daemon of a home said last, None if it stopped in order, or never said it.
+    """Return the addresses that the daemon of a home last wrote, None if it stopped in order, or
+    wrote none.
 
-    After a kill the file stays: then nobody answers at that address, or another daemon does.
+    After a kill the file stays: then no daemon answers at that address, or another one does.
     """
-    # The home of another user's process may be looked at: what lies there must not keep us waiting.
+    # The home of another user may be read: a special file there must not make us wait.
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         with os.fdopen(os.open(home / FILE, flags), "rb") as file:

@@ -1,6 +1,6 @@
 """Structured logging: one logfmt line per event on stderr, with priorities under the journal.
 
-What is worth logging is not decided here, and no file, rotation or metric lives here.
+Callers decide what is logged; no file, rotation or metric is here.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Logger:
             self._logger.log(level, "%s", event, extra={"fields": fields}, exc_info=trace)
 
     def debug(self, event: str, /, **fields: object) -> None:
-        """Log something only a developer wants to see."""
+        """Log an event for developers."""
         self._emit(logging.DEBUG, event, fields)
 
     def info(self, event: str, /, **fields: object) -> None:
@@ -50,11 +50,11 @@ class Logger:
         self._emit(logging.INFO, event, fields)
 
     def warning(self, event: str, /, **fields: object) -> None:
-        """Log something that works in a degraded way."""
+        """Log an event of degraded work."""
         self._emit(logging.WARNING, event, fields)
 
     def error(self, event: str, /, **fields: object) -> None:
-        """Log something that failed and needs a look."""
+        """Log a failure that a person should look at."""
         self._emit(logging.ERROR, event, fields)
 
     def exception(self, event: str, /, **fields: object) -> None:
@@ -124,7 +124,9 @@ def _printable(line: str) -> str:
 
 
 def under_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
-    """Whether `stream` is the very pipe that systemd's $JOURNAL_STREAM ("device:inode") names."""
+    """Return whether `stream` is the very pipe that systemd's $JOURNAL_STREAM ("device:inode")
+    names.
+    """
     device, _, inode = environ.get("JOURNAL_STREAM", "").partition(":")
     try:
         status = os.fstat(stream.fileno())

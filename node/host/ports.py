@@ -1,6 +1,6 @@
-"""Who holds a port of this machine, as far as the kernel tells this user (Linux).
+"""Owners of ports of this machine, as far as the kernel tells this user (Linux).
 
-What to do about it is said where a port could not be bound.
+The code that fails to bind a port says what to do.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ class _SocketInfo:
 
 
 def holder_of(port: int, protocol: str = "tcp", proc: Path = Path("/proc")) -> PortOwner | None:
-    """Find who has a port of "tcp" or "udp", who listens before others; None if nothing is seen."""
+    """Return the owner of a port of "tcp" or "udp", a listener before others; None if none is
+    seen.
+    """
     found = sorted(_sockets(port, protocol, proc), key=lambda each: not each.listens)
     if not found:
         return None
@@ -54,7 +56,7 @@ def holder_of(port: int, protocol: str = "tcp", proc: Path = Path("/proc")) -> P
 
 
 def _sockets(port: int, protocol: str, proc: Path) -> Iterator[_SocketInfo]:
-    """The sockets that have this local port, of either family."""
+    """Return the sockets that have this local port, of either family."""
     for name in (protocol, f"{protocol}6"):
         with suppress(OSError):
             for line in (proc / "net" / name).read_text("ascii").splitlines()[1:]:
@@ -64,7 +66,7 @@ def _sockets(port: int, protocol: str, proc: Path) -> Iterator[_SocketInfo]:
 
 
 def _open_files(process: Path) -> Iterator[str]:
-    """What a process has open; nothing for one that ended, or is another user's."""
+    """Return the open files of a process; none if it ended, or is another user's."""
     with suppress(OSError):
         for entry in (process / "fd").iterdir():
             with suppress(OSError):  # closed meanwhile
@@ -72,9 +74,9 @@ def _open_files(process: Path) -> Iterator[str]:
 
 
 def _described(process: Path, held: list[str], port: int) -> str:
-    """A process for people: another daemon by its colony and home, any other by its name."""
+    """Return a process in words: another daemon by its colony and home, any other by its name."""
     for path in held:
-        # A daemon holds the lock of its home open, and says there where it listens.
+        # A daemon holds the lock of its home open, and writes its addresses there.
         told = read_listening(Path(path).parent) if path.endswith("/lock") else None
         if told and any(each.endswith(f":{port}") for each in (*told.rpc, *told.federation)):
             return _plain(f"colonyd of colony {told.colony} (home {Path(path).parent})")
@@ -82,5 +84,5 @@ def _described(process: Path, held: list[str], port: int) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that others chose, without what a terminal would obey."""
+    """Return text of other programs without anything that a terminal would obey."""
     return "".join(each if each.isprintable() else "?" for each in text)

@@ -1,6 +1,6 @@
-"""Talking to systemd: readiness, status and watchdog by sd_notify(3), without a library.
+"""Messages to systemd: readiness, status and watchdog by sd_notify(3), without a library.
 
-Units are in `systemd/`, and what counts as being alive is decided by the daemon.
+Units are in `systemd/`; the daemon decides what counts as being alive.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from node.host.log import get_logger
 
 log = get_logger("notify")
 
-_STORE_PATIENCE = 8  # pings' intervals: four times what the manager waits for
+_STORE_PATIENCE = 8  # pings' intervals: four times the manager's own limit
 _SEND_SECONDS = 1.0  # the most a message may wait on a service manager that does not read
 
 
@@ -24,12 +24,14 @@ class Notifier:
     """Sends messages to the service manager; does nothing where there is none."""
 
     def __init__(self, address: str | None, *, watchdog_interval: float | None = None) -> None:
-        """`address` is a path, or "@name" for an abstract socket; the interval is in seconds."""
+        """Use the socket at `address`, a path or "@name" for an abstract one; the interval is in
+        seconds.
+        """
         self._address = None
         if address and address[0] in "/@":
             self._address = "\0" + address[1:] if address[0] == "@" else address
         self.watchdog_interval = watchdog_interval if self._address else None
-        self.ready_status = ""  # what `ready` said last
+        self.ready_status = ""  # the last status of `ready`
 
     @classmethod
     def from_environ(cls, environ: MutableMapping[str, str]) -> Notifier:
@@ -43,7 +45,7 @@ class Notifier:
 
     @property
     def enabled(self) -> bool:
-        """Whether a service manager listens."""
+        """Return whether a service manager listens."""
         return self._address is not None
 
     def ready(self, status: str = "") -> bool:
@@ -72,7 +74,7 @@ class Notifier:
         return self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}")
 
     def _send(self, *lines: str) -> bool:
-        """Send one message; False when there is no manager or it can't be reached."""
+        """Send one message; return False when there is no manager or it can't be reached."""
         if self._address is None:
             return False
         try:
@@ -94,10 +96,10 @@ def _status(text: str) -> tuple[str, ...]:
 async def watchdog(notifier: Notifier, store_answers: Callable[[], Awaitable[bool]]) -> None:
     """Ping at half the manager's interval, for as long as this event loop runs.
 
-    A store that is slow or restarting is a matter of status, not of life: the supervisor brings it
-    back, and a restart of the daemon would only add to the load. Only when it has not answered for
+    A slow or restarting store is a matter of status, not of life: the supervisor brings it back,
+    and a restart of the daemon would only add to the load. Only when it has not answered for
     `_STORE_PATIENCE` intervals are the pings held back, so that the manager starts both anew.
-    Returns at once when no watchdog is asked for.
+    Returns at once when no watchdog is configured.
     """
     interval = notifier.watchdog_interval
     if interval is None:

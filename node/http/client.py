@@ -1,7 +1,7 @@
-"""HTTP answers taken as they are: nothing is decoded, and no more is read than the caller allows.
+"""HTTP clients whose answers are not decoded, and not read further than the caller allows.
 
 A server may answer a few kilobytes that decode to gigabytes. So every HTTP client of the daemon and
-of the commands is made here. What an answer means is decided by the callers.
+of the commands is made here. Callers interpret the answers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import msgspec
 
 
 def reason_of(error: BaseException) -> str:
-    """Return why a connection failed, as the system says it, else what the error says.
+    """Return why a connection failed, as the system says it, else the text of the error.
 
     Attempts at several addresses are gathered in a group, whose own text names no reason.
     """
@@ -32,7 +32,7 @@ def _leaves(error: BaseException | None) -> Iterator[BaseException]:
         for inner in error.exceptions:
             yield from _leaves(inner)
     elif error is not None:
-        # What was raised `from None` speaks for itself, but for what the library renames so.
+        # An error raised `from None` speaks for itself, except errors that the library renames so.
         library = type(error).__module__.partition(".")[0] in ("httpx", "httpcore")
         hidden = error.__suppress_context__ and not library
         yield from _leaves(error.__cause__ or (None if hidden else error.__context__))

@@ -1,7 +1,6 @@
 """One HTTP/1.1 connection on a trio stream: parsing, limits, answers, and noticing a vanished peer.
 
-Accepting, counting and draining connections live in `http.server`; what a request means, in its
-handler.
+Accepting, counting and draining connections is in `http.server`; handlers interpret requests.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ log = get_logger("http")
 _CHUNK = 65_536  # bytes asked of the kernel at a time
 _READ_AHEAD = 65_536  # bytes kept of requests pipelined behind a running one
 _SLOWEST_BODY = 16_384  # bytes per second a body must sustain once the read timeout is used up
-_SMALL_BODY = 65_536  # bytes; a body up to this is read, or sent, whatever others do
+_SMALL_BODY = 65_536  # bytes; a body up to this is read, or sent, whatever other connections do
 _PATIENCE = 5.0  # seconds in which an answer should be taken, when there is no room for others
 _CLOSE_SECONDS = 2.0  # bound on saying goodbye to a peer that may be stuck
 _PART = 1 << 20  # bytes of a large answer that are sent at once
-_WRITING = 1.0  # seconds in which nobody who is being answered makes room for others
+_WRITING = 1.0  # seconds in which no connection that is being answered makes room for others
 _LAST_WORD = 0.1  # seconds
 _LINGER_BYTES = 4_194_304  # read and dropped after a refusal, so that the peer sees the answer
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
@@ -43,10 +42,10 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 class Limits:
     """Bounds on what one peer may use: sizes in bytes, times in seconds.
 
-    `max_held` is for all bodies together that are not dealt with: beyond it only small ones are
-    read on. `max_unread` is for all large answers that their askers have not taken. Of connections
-    on which nobody has shown a right there are `max_unsigned`, of others `max_connections`.
-    `names` is what the names of these settings begin with, for messages.
+    `max_held` is for all request bodies in memory together: beyond it only small ones are read on.
+    `max_unread` is for all large answers that clients have not taken yet. `max_unsigned` is for
+    connections on which no right was shown, `max_connections` for the others. `names` is the
+    beginning of these settings' names, for messages.
     """
 
     max_body: int = 2_000_000
@@ -71,7 +70,7 @@ class _RefusedRequest(Exception):
 
 
 class ConnectionPool:
-    """What the connections of one server share: who is idle, who runs a handler."""
+    """The state that the connections of one server share: which are idle, which run a handler."""
 
     def __init__(
         self, handler: Handler, limits: Limits, error: Callable[[int, str], Response]
@@ -97,11 +96,14 @@ class ConnectionPool:
     def _is_busy(self, connection: Connection) -> bool:
         if connection in self.running or connection in self.running_long:
             return True
-        # An answer that is just being written; who takes it slowly has had the time of others.
+        # An answer that is just being written; a slow client of it has had its time.
         return connection not in self.idle and trio.current_time() - connection.wrote < _WRITING
 
     def may_send(self, connection: Connection, size: int) -> bool:
-        """Whether there is room for a large answer; one that is not taken in time is let go."""
+        """Return whether there is room for a large answer.
+
+        If there is none, the oldest answer under way loses its connection once it had its time.
+        """
         if self.unread and self.unread + size > self.limits.max_unread:
             other, (_, began) = next(iter(self._sending.items()))
             if trio.current_time() - began < _PATIENCE:
@@ -115,7 +117,7 @@ class ConnectionPool:
         return True
 
     def sent(self, connection: Connection) -> None:
-        """A large answer is taken, or will not be."""
+        """Note that a large answer is taken, or will not be."""
         size, _ = self._sending.pop(connection, (0, 0.0))
         self.unread -= size
 
@@ -144,7 +146,7 @@ class ConnectionPool:
         return taken
 
     def head(self, response: Response) -> bytes:
-        """The lines of a response that are the same for all of its kind in this second."""
+        """Return the lines of a response that are the same for all of its kind in this second."""
         second = int(time.time())
         if second != self._heads_second or len(self._heads) >= _MOST_HEADS:
             self._heads_second = second
@@ -159,7 +161,7 @@ class ConnectionPool:
 class Connection:
     """One connection, one task: read a request, run the handler, write the answer, again.
 
-    A single cancel scope bounds every phase: its deadline moves along, a vanished peer and the
+    A single cancel scope bounds every phase: its deadline moves along, and a vanished peer and the
     drain cancel it. That is cheaper than a scope for each phase of each request.
     """
 
@@ -189,7 +191,7 @@ class Connection:
         self._limits = pool.limits
         self.remote = _remote(stream)
         self.source = source_of(self.remote)
-        self.signer = ""  # who has shown a right on it
+        self.signer = ""  # the signer who has shown a right on it
         self.arrived = trio.current_time()
         self.wrote = -math.inf  # when the last answer began to be written
         self._deliveries = Deliveries(stream)
@@ -205,7 +207,7 @@ class Connection:
         self._watched = trio.Event()
 
     async def run(self) -> None:
-        """Serve the connection to its end; nothing but cancellation from outside gets out."""
+        """Serve the connection to its end; only a cancellation from outside gets out."""
         self._deliveries.attend()
         try:
             with self.scope:
@@ -218,8 +220,8 @@ class Connection:
         except* _GONE:
             pass
         except* Exception:
-            # Left are faults of ours, among them a handler's that came mixed with cancellation;
-            # the cancellation itself goes on.
+            # What is left are faults of ours, among them a handler's that came mixed with a
+            # cancellation, which goes on.
             log.exception("connection failed", remote=self.remote)
         finally:
             self._pool.slots.leave(self)
@@ -234,7 +236,7 @@ class Connection:
                 await self.stream.aclose()
 
     def evict(self) -> None:
-        """End it: others need the place."""
+        """End the connection to free its place."""
         self._evicted = True
         self.scope.cancel()
 
@@ -252,7 +254,7 @@ class Connection:
             except h11.RemoteProtocolError as fault:
                 assert self.http is not None
                 if self.http.trailing_data[1]:
-                    return None  # cut off in the middle: nobody is left to answer
+                    return None  # cut off in the middle: no client is left to answer
                 return await self._refuse(fault.error_status_hint, str(fault))
             if request is None:
                 return None
@@ -271,7 +273,8 @@ class Connection:
                     return await response.upgrade(self.stream, ahead)
                 finally:
                     pool.upgraded.discard(self)
-            # What is not DONE now asked for a close, speaks HTTP/1.0, or hoped for an upgrade.
+            # A state other than DONE means: the client asked for a close, speaks HTTP/1.0, or hoped
+            # for an upgrade.
             parser = self.http
             ends = parser is not None and parser.their_state is not h11.DONE
             close = ends or pool.draining or pool.starved > 0
@@ -286,7 +289,7 @@ class Connection:
     async def _read_request(self) -> Request | None:
         """Return the next request, or None when the peer has closed the connection."""
         if self._ahead:
-            # Whoever sends many at once takes turns with the others.
+            # A client that sends many requests at once takes turns with others.
             await trio.lowlevel.checkpoint()
         else:
             self._pool.idle[self] = None
@@ -295,8 +298,8 @@ class Connection:
             finally:
                 self._pool.idle.pop(self, None)
             if not self._ahead or self.scope.cancel_called:
-                # Drained or evicted in the moment the bytes came: better not to start at all
-                # than to have the handler cancelled at its first await.
+                # Drained or evicted just when the bytes came: do not start a handler that would be
+                # cancelled at its first await.
                 return None
         limits = self._limits
         plain = parse_plain(self._ahead, limits.max_header, limits.max_body)
@@ -482,7 +485,7 @@ class Connection:
                 self._pool.sent(self)
 
     async def _make_room(self) -> None:
-        """Say why a request is not read on, if that takes no time."""
+        """Refuse a request that is not read on for want of room, if that takes no time."""
         limits = self._limits
         why = (
             f"too many connections without a right to call are open ({limits.names}max_unsigned:"
@@ -506,7 +509,7 @@ class Connection:
 
 
 def _remote(stream: trio.abc.Stream) -> str:
-    """The peer's address without its port; IPv4 stays IPv4 on a socket that serves both."""
+    """Return the peer's address without its port; IPv4 stays IPv4 on a socket that serves both."""
     transport: Any = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
     try:
         peer = transport.socket.getpeername()

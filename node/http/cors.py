@@ -1,6 +1,7 @@
-"""Cross-origin rules of the RPC port: what any web page may call, and what browsers are told.
+"""Cross-origin rules of the RPC port: which paths any web page may call, and what browsers are
+told.
 
-What the paths do is in their handlers; WebSockets know no such rules.
+The paths are served by their handlers; WebSockets know no such rules.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _PRIVATE = ("access-control-allow-private-network", "true")
 
 
 def shared(path: str) -> bool:
-    """Whether pages of any origin may call `path`."""
+    """Return whether pages of any origin may call `path`."""
     return path in _PATHS or path.startswith(_PREFIXES)
 
 

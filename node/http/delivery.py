@@ -1,6 +1,6 @@
-"""Whether an answer reached whoever asked, by what the kernel knows of the connection.
+"""Deliveries: whether an answer reached the client, by what the kernel knows of the connection.
 
-A handler says what depends on it (`carry`); what becomes of a lost answer is the handler's.
+A handler registers what depends on an answer (`carry`), and deals with a lost one.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any, Protocol
 
 import trio
 
-# Seconds in which an answer that carries something has to be acknowledged by the other side's
-# kernel. A link that is away for longer costs a hand-out that is repeated.
+# Seconds in which the other side's kernel has to acknowledge an answer that carries something. A
+# longer break of the network costs a repeated assignment.
 UNTAKEN = 20
 _STORE_SECONDS = 30  # bound on dealing with a loss; what is left then comes up by itself
 _FIRST_LOOK, _MOST_LOOK = 0.005, 0.2  # seconds between looks at an answer that is on its way
-# A poll that waits is asked for its life after so many seconds of silence, then so often, so many
-# times: a link that is cut takes no hand-out once 45 s are over.
+# Keep-alive of a waiting poll: seconds of silence until the first probe, seconds between probes,
+# and how many. After a cut of the network, the poll gets no process once 45 s are over.
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 _INFO = 256  # bytes of struct tcp_info that are asked for
 _ACKED = struct.Struct("=Q")
@@ -32,20 +32,24 @@ _INT = struct.Struct("i")
 
 
 class Delivery(Protocol):
-    """What is lost with an answer, unless something is done about it."""
+    """Something that depends on an answer: it is told whether the answer arrived."""
 
     def taken(self) -> None:
-        """The answer arrived."""
+        """Note that the answer arrived."""
 
     async def lost(self) -> None:
-        """It did not, as far as anybody knows. Bounded by whoever calls."""
+        """Deal with an answer that did not arrive, as far as is known. The caller bounds the
+        time.
+        """
 
 
 _ANSWER: ContextVar[Deliveries | None] = ContextVar("answer", default=None)
 
 
 def carry(delivery: Delivery) -> None:
-    """Let the answer that this task makes carry something; without a connection it arrives."""
+    """Let the answer that this task makes carry something; without a connection it arrives at
+    once.
+    """
     answer = _ANSWER.get()
     if answer is None:
         delivery.taken()
@@ -54,7 +58,7 @@ def carry(delivery: Delivery) -> None:
 
 
 class Deliveries:
-    """What the answers of one connection carry: those being made, and those sent."""
+    """The deliveries of one connection: of answers being made, and of those sent."""
 
     __slots__ = ("_sent", "_socket", "making")
 
@@ -62,41 +66,41 @@ class Deliveries:
         transport: Any = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
         self._socket: Any = getattr(transport, "socket", None)
         self.making: list[Delivery] = []
-        # With how many bytes the other side will have acknowledged once it has the answer.
+        # The acknowledged bytes at which the other side has the answer.
         self._sent: deque[tuple[int, Delivery]] = deque()
 
     def attend(self) -> None:
-        """Take what the handlers of this task carry."""
+        """Collect what the handlers of this task carry."""
         _ANSWER.set(self)
 
     def __bool__(self) -> bool:
-        """Whether anything is not known to have arrived."""
+        """Return whether any delivery is not known to have arrived."""
         return bool(self.making or self._sent)
 
     def keep_alive(self) -> None:
-        """Let the kernel find out while a poll waits that nobody is at the other end."""
+        """Let the kernel probe a waiting poll, to find out that its client is gone."""
         for option, value in _KEEPALIVE:
             self._option(socket.IPPROTO_TCP, option, value)
         self._option(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def sending(self) -> None:
-        """The answer being made is written next: the kernel ends a connection that is silent."""
+        """Note that the answer is written next, and let the kernel end a silent connection."""
         self._limit(UNTAKEN * 1000)
 
     def sent(self) -> None:
-        """All of the answer is with the kernel."""
+        """Note that the kernel has the whole answer."""
         there = self._progress()
         mark = 0 if there is None else there[0] + there[1]
         self._sent.extend((mark, delivery) for delivery in self.making)
         self.making.clear()
 
     async def fail(self) -> None:
-        """The answer being made is not sent: another one is."""
+        """Fail the deliveries of the answer being made: another answer is sent."""
         making, self.making = self.making, []
         await self._lose(making)
 
     def settle(self) -> None:
-        """Look what has arrived."""
+        """Settle the deliveries that have arrived."""
         there = self._progress()
         while self._sent and (there is None or self._sent[0][0] <= there[0]):
             self._sent.popleft()[1].taken()
@@ -104,7 +108,7 @@ class Deliveries:
             self._limit(0)
 
     async def end(self, patience: float) -> None:
-        """Nothing more comes: wait up to `patience` seconds for what is on its way."""
+        """Wait up to `patience` seconds for deliveries under way; the rest is lost."""
         await self.fail()
         deadline, pause = trio.current_time() + patience, _FIRST_LOOK
         while self._sent:
@@ -116,7 +120,7 @@ class Deliveries:
             await trio.sleep(pause)
             pause = min(2 * pause, _MOST_LOOK)
         if self._sent:
-            # What the kernel still has must not arrive after all: close sends a reset.
+            # Bytes that the kernel still has must not arrive later: close sends a reset.
             self._option(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             lost = [delivery for _, delivery in self._sent]
             self._sent.clear()
@@ -135,9 +139,10 @@ class Deliveries:
             self._socket.setsockopt(level, option, value)
 
     def _progress(self) -> tuple[int, int, bool] | None:
-        """Bytes acknowledged, bytes not yet so, and whether the connection is at its end.
+        """Return the bytes acknowledged, the bytes not yet so, and whether the connection is at its
+        end.
 
-        None where the kernel does not tell: what was written counts as arrived.
+        None where the kernel does not tell: written bytes then count as arrived.
         """
         try:
             info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO)

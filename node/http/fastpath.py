@@ -1,7 +1,8 @@
-"""The plain HTTP/1.1 request, whole in one piece: taken apart by one strict expression.
+"""The fast path: a plain HTTP/1.1 request, whole in one piece, taken apart by one strict
+expression.
 
-Nearly all are like that. Whatever is not exactly so is left to h11, which would read each of these
-the same: this module only ever says less.
+Nearly all requests are plain. All others are left to h11, which would read the plain ones the same:
+this module only ever accepts less.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 _HEAD = re.compile(
     rb"(POST|GET) (/[!-~]*) HTTP/1\.1\r\n((?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~]*\r\n)+)\r\n"
 )
-# What these ask for, h11 knows.
+# Headers with a meaning that h11 knows.
 _SPECIAL = frozenset({"transfer-encoding", "expect", "upgrade", "te", "trailer"})
 _LONGEST_NUMBER = 15  # digits of a length
 
@@ -19,7 +20,7 @@ _LONGEST_NUMBER = 15  # digits of a length
 def parse_plain(
     data: bytes, max_header: int, max_body: int
 ) -> tuple[str, str, dict[str, str], bytes, int] | None:
-    """Method, target, headers, body, and where the request ends in `data`; or None: ask h11."""
+    """Return method, target, headers, body, and where the request ends in `data`; None: ask h11."""
     match = _HEAD.match(data, 0, max_header)
     if match is None:
         return None

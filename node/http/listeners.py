@@ -1,6 +1,6 @@
 """Listeners: an address of the settings becomes sockets, or an error that says what is in the way.
 
-What is served on them is in `http.server`.
+`http.server` serves on them.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ async def open_listeners(
             sockets = await _bind_all(addresses, section)
             break
         except _Busy as busy:
-            # Of a port that the kernel chose, only the other family's may be taken: another one.
+            # The kernel chose a port that is taken in the other family: try another one.
             if port or not left:
                 raise ListenError(await _in_use(busy.address, section)) from None
     if ssl_context is None:
@@ -87,7 +87,9 @@ async def _addresses(host: str, port: int, section: str) -> list[_Address]:
 
 
 async def _bind_all(addresses: Sequence[_Address], section: str) -> list[trio.SocketListener]:
-    """Listen on all of these that this machine has. Raises ListenError, _Busy."""
+    """Return listeners on all of these addresses that this machine has. Raises ListenError,
+    _Busy.
+    """
     opened: list[trio.SocketListener] = []
     refusal: ListenError | None = None
     try:
@@ -118,7 +120,7 @@ async def _bind(family: int, address: tuple[Any, ...]) -> trio.SocketListener:
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            # IPv4 has a socket of its own, so that no address of it looks like one of IPv6.
+            # IPv4 has a socket of its own, so that none of its addresses looks like one of IPv6.
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         await made.bind(address)
         made.listen(_BACKLOG)

@@ -1,6 +1,6 @@
-"""What goes through a handler: a request, a response, and the bytes that a response begins with.
+"""Messages of a handler: a request, a response, and the first bytes of a response.
 
-How they cross a connection is in `connection`.
+`connection` moves them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import trio
 
 _REASONS = {int(status): status.phrase for status in http.HTTPStatus}
 
-# Takes the stream and the bytes already read past the request; it owns the connection until it
-# returns, writes the 101 itself, and is cancelled at once on drain.
+# Gets the stream and the bytes already read past the request; owns the connection until it returns,
+# writes the 101 itself, and is cancelled at once on drain.
 Upgrade: TypeAlias = Callable[[trio.abc.Stream, bytes], Awaitable[None]]
 
 
@@ -28,7 +28,7 @@ def _nobody(identity: str) -> str:
 class Request(msgspec.Struct, gc=False):
     """A complete request: `path` is percent-decoded, `query` raw, header names lower-case.
 
-    `signed` is to be told who has shown a right by it; it returns why that is refused, or "".
+    `signed` gets the id of a signer with a right; it returns why the signer is refused, or "".
     """
 
     method: str
@@ -41,7 +41,7 @@ class Request(msgspec.Struct, gc=False):
 
 
 class Response(msgspec.Struct):
-    """What a handler answers; `upgrade`, if set, takes the connection over and nothing is sent."""
+    """The answer of a handler; `upgrade`, if set, takes the connection over and nothing is sent."""
 
     status: int
     body: bytes = b""
@@ -54,21 +54,24 @@ Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 
 def plain_error(status: int, message: str) -> Response:
-    """The answer to a request that never reached a handler, or whose handler crashed."""
+    """Return the answer to a request that never reached a handler, or whose handler crashed."""
     body = json.dumps({"status": status, "message": message}).encode()
     return Response(status, body, "application/json")
 
 
 def head(response: Response, second: int) -> bytes:
-    """Status line and headers, dated `second` (Unix time). Raises ValueError for a line break."""
+    """Return status line and headers, dated `second` (Unix time).
+
+    Raises ValueError for a line break.
+    """
     lines = [
         f"HTTP/1.1 {response.status} {_REASONS.get(response.status, '')}",
         f"date: {formatdate(second, usegmt=True)}",
         f"content-type: {response.content_type}",
         *(f"{name}: {value}" for name, value in response.headers),
     ]
-    # h11 would take a third of the whole request's time to write these few bytes; all that it
-    # guards against is a handler's header with a line break.
+    # h11 would take a third of the whole request's time to write these few bytes; it would only
+    # guard against a line break in a handler's header.
     if any("\n" in line or "\r" in line for line in lines):
         raise ValueError("line break in a response header")
     return "".join(f"{line}\r\n" for line in lines).encode("latin-1")

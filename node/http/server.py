@@ -1,6 +1,6 @@
-"""HTTP/1.1 serving on trio: the accept loop, the limit of connections, and draining.
+"""The HTTP/1.1 server on trio: the accept loop, the limit of connections, and draining.
 
-One connection's own life is in `connection`; no routing, payload or signature is known here.
+The life of one connection is in `connection`; no routing, payload or signature is known here.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ async def serve_http(
 ) -> None:
     """Serve until `drain` is set, then return once all is answered or `grace` seconds are over.
 
-    The listeners are closed in every case. Idle connections close at once on drain; a handler
-    still running when the grace is over is cancelled.
+    The listeners are closed in every case. Idle connections close at once on drain; a handler that
+    still runs when the grace is over is cancelled.
     """
     async with trio.open_nursery() as nursery:
         server = _Server(ConnectionPool(handler, limits, error), nursery)
@@ -78,19 +78,20 @@ class _Server:
         self._ended = trio.Event()
 
     async def accept(self, listener: Listener) -> None:
-        """Accept forever; where a limit is reached, another connection makes room."""
+        """Accept connections, until cancelled; at a limit, another connection makes room."""
         while True:
             try:
                 stream = await listener.accept()
             except Exception as failure:
-                # Whatever one connection is about, the next ones are to be taken.
+                # Whatever went wrong with one connection, the next ones are to be accepted.
                 log.warning("accept failed", error=failure)
                 if isinstance(failure, OSError) and failure.errno in _OUT_OF_RESOURCES:
                     self._pool.slots.make_room()
                 await trio.sleep(0.1)
                 continue
             try:
-                # Only now: a slot taken before would evict with nobody waiting for it.
+                # Only now: a slot taken before would evict a connection with none waiting for its
+                # place.
                 await self._take_slot()
             except trio.Cancelled:
                 await trio.aclose_forcefully(stream)
@@ -135,7 +136,7 @@ class _Server:
         """Start a disconnect watch beside each handler that runs for a while.
 
         A nursery and a task per request would cost as much as parsing it; so quick handlers run
-        without one, and only those that outlive a tick (long polls) get theirs.
+        without one, and only handlers that outlive a tick (long polls) get theirs.
         """
         while True:
             await self._pool.wait_for_running()

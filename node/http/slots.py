@@ -1,7 +1,7 @@
-"""Who has the connections of one server: strangers by address, and those with a right by signer.
+"""Slots: the connections of one server, of strangers by address, and of members by signer.
 
-Two pools, so that neither can take the places of the other. When a pool is full, whoever has most
-in it makes room. Reading, answering and closing are in `connection`.
+Two pools, so that neither can take the places of the other. When a pool is full, the address or
+signer with most connections makes room. Reading, answering and closing are in `connection`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from node.host.log import get_logger
 if TYPE_CHECKING:
     from node.http.connection import Connection, Limits
 
-_FRESH = 3.0  # seconds in which a connection makes room only when there is no place at all
-_MOST_ENDED = 4  # connections that make room for one: what is too many gets less
+_FRESH = 3.0  # seconds in which a new connection makes room only when there is no place at all
+_MOST_ENDED = 4  # connections that end to make room for one, at most
 
 log = get_logger("http")
 
 
 def source_of(remote: str) -> str:
-    """What an address counts as: itself, or the /64 of an IPv6 address, which one host may own."""
+    """Return what an address counts as: itself, or the /64 of an IPv6 address, which one host may
+    own.
+    """
     if ":" not in remote:
         return remote
     try:
@@ -33,8 +35,9 @@ def source_of(remote: str) -> str:
 
 
 class ConnectionSlots:
-    """`busy` tells whether a connection runs a handler; `idle` are those that wait for a request,
-    the longest idle first.
+    """The connections of a server. `busy` tells whether one runs a handler.
+
+    `idle` are those that wait for a request, the longest idle first.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class ConnectionSlots:
         self.signed = 0
 
     def arrive(self, connection: Connection) -> None:
-        """Take in a connection on which nobody has shown a right yet."""
+        """Add a connection on which no right was shown yet."""
         self._put_unsigned(connection)
         mine = self._sources[connection.source]
         for _ in range(_MOST_ENDED):
@@ -63,14 +66,14 @@ class ConnectionSlots:
                 among = max(self._sources.values(), key=len)
             else:
                 return
-            # Who came just now is about to show its right: a thousand workers may start at once.
-            # Until then it may use what members leave free.
+            # A new connection is about to show its right: a thousand workers may start at once.
+            # Until then it may use places that members leave free.
             oldest = next(iter(among))
             if connection.arrived - oldest.arrived < _FRESH or not self._evict(among, connection):
                 return
 
     def sign(self, connection: Connection, identity: str) -> str:
-        """Note that `identity`, which has a right, uses a connection; returns a refusal or ""."""
+        """Note that `identity`, which has a right, uses a connection; return a refusal or ""."""
         if connection.signer == identity:
             return ""
         self.leave(connection)
@@ -81,7 +84,7 @@ class ConnectionSlots:
                 f"{len(mine)} connections of this signer wait already, which is the most"
                 f" ({self._limits.names}max_per_signer); close some, or use one for more"
             )
-        # It may be gone if the last one made room.
+        # It may be gone if the last connection made room.
         mine = self._signers.setdefault(identity, mine)
         mine[connection] = None
         connection.signer = identity
@@ -94,7 +97,7 @@ class ConnectionSlots:
         return ""
 
     def leave(self, connection: Connection) -> None:
-        """Forget a connection; one that is not here is let pass."""
+        """Remove a connection, if it is here."""
         if connection in self.unsigned:
             del self.unsigned[connection]
             slots, key = self._sources, connection.source
@@ -109,7 +112,7 @@ class ConnectionSlots:
             del slots[key]
 
     def make_room(self) -> None:
-        """End some connection, since there is no place for another one at all."""
+        """End some connection, since there is no place at all for another one."""
         if self._sources and self._evict(max(self._sources.values(), key=len)):
             return
         if self._signers:
@@ -134,7 +137,9 @@ class ConnectionSlots:
         *,
         even_busy: bool = False,
     ) -> bool:
-        """End the oldest of some connections, if one of them may be ended."""
+        """End the oldest of some connections, if one of them may be ended; return whether one
+        was.
+        """
         for each in among:
             if each is not spare and (even_busy or not self._busy(each)):
                 self._end(each)

@@ -1,4 +1,4 @@
-"""A TCP stream that asks the kernel no more than it must.
+"""A TCP stream with as few system calls as possible.
 
 trio's own takes a turn of the whole scheduler after each send and tries each receive before it
 waits; on a request's few bytes both cost more than the bytes do.
@@ -21,7 +21,7 @@ class PromptStream(trio.abc.HalfCloseableStream):
         self._sending = False
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send all of it; waits only if the kernel has no room for it."""
+        """Send all bytes; wait only if the kernel has no room for them."""
         if not self._sending:
             try:
                 sent = self._raw.send(data)
@@ -32,7 +32,7 @@ class PromptStream(trio.abc.HalfCloseableStream):
             if sent == len(data):
                 return
             data = memoryview(data)[sent:]
-        # In two tasks at once: trio's stream says so.
+        # In two tasks at once: trio's stream raises the error.
         self._sending = True
         try:
             await self._stream.send_all(data)
@@ -40,15 +40,15 @@ class PromptStream(trio.abc.HalfCloseableStream):
             self._sending = False
 
     async def wait_send_all_might_not_block(self) -> None:
-        """See trio."""
+        """Wait as trio's stream does."""
         await self._stream.wait_send_all_might_not_block()
 
     async def send_eof(self) -> None:
-        """See trio."""
+        """Send the end of the stream as trio's stream does."""
         await self._stream.send_eof()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Wait for bytes; none at the end of the stream."""
+        """Return bytes once there are some; none at the end of the stream."""
         while True:
             await trio.lowlevel.wait_readable(self._raw)
             try:
@@ -64,5 +64,5 @@ class PromptStream(trio.abc.HalfCloseableStream):
         return trio.BrokenResourceError("the connection is broken")
 
     async def aclose(self) -> None:
-        """See trio."""
+        """Close the stream as trio's stream does."""
         await self._stream.aclose()

@@ -20,13 +20,13 @@ from node.store.locations import Location
 
 @dataclass
 class Locations:
-    """All locations of the colonies hosted here; memory holds none of them."""
+    """The locations of the colonies hosted here; memory holds none of them."""
 
     client: EtcdClient
     quotas: Quotas = field(default_factory=Quotas)
 
     async def _create(self, location: Location) -> Location | None:
-        """Store a location; returns the one that is there under its name, if there is one."""
+        """Store a location; return the location that has its name already, or None."""
         check_name(location.name, "location.name")
         location.locationid = location.locationid or new_id()
         key = store.location(location.colonyname, location.name)
@@ -40,29 +40,34 @@ class Locations:
         return None if result.succeeded else unpack(result.responses[0][0].value, Location)
 
     async def add(self, location: Location) -> Location:
-        """Raises Invalid for a name that is unusable or taken in the colony."""
+        """Store a location. Raises Invalid for a name that is unusable or taken in the colony."""
         if await self._create(location) is not None:
             raise Invalid(f"location.name: {location.name!r} exists already in this colony")
         return location
 
     async def ensure(self, colony: str, name: str) -> Location:
-        """The location called `name`, made if it is missing. Raises Invalid for a bad name."""
+        """Return the location called `name`, made if it is missing. Raises Invalid for a bad
+        name.
+        """
         location = Location(name, colony)
         return await self._create(location) or location
 
     async def get(self, colony: str, name: str) -> Location:
-        """Raises NotFound when there is none."""
+        """Return a location. Raises NotFound when there is none."""
         found = await self.client.get(store.location(colony, name))
         if found is None:
             raise NotFound(f"name: colony {colony} has no location {name[:80]!r}")
         return unpack(found.value, Location)
 
     async def remove(self, colony: str, name: str) -> None:
-        """Raises NotFound when there is none. Executors that name it stay as they are."""
+        """Remove a location.
+
+        Executors that name it stay unchanged. Raises NotFound when there is none.
+        """
         if not await self.client.delete(store.location(colony, name)):
             raise NotFound(f"name: colony {colony} has no location {name[:80]!r}")
 
     async def all_of(self, colony: str) -> list[Location]:
-        """The locations of a colony, by name."""
+        """Return the locations of a colony, by name."""
         found, _ = await self.client.range_all(store.locations(colony))
         return sorted((unpack(kv.value, Location) for kv in found), key=lambda place: place.name)

@@ -1,6 +1,6 @@
-"""Crons and generators follow whoever made them to another id, so that they still start.
+"""Ownership: crons and generators follow their member to another id, so that they still start.
 
-Who changes an id, and when, is in `members.rekey`; who may start a workflow, in `timers.trigger`.
+`members.rekey` changes ids; `timers.trigger` decides who may start a workflow.
 """
 
 from __future__ import annotations
@@ -16,23 +16,24 @@ from node.store import crons, generators
 from node.store.crons import Cron
 from node.store.generators import Generator
 
-# Of one transaction, beside what else it holds: each takes one operation of 128.
+# Values moved in one transaction, beside its other operations: each takes one of 128.
 TOGETHER = 25
 _TRIES = 1000
 
 
 @dataclass
 class Handover:
-    """What one transaction needs to give crons and generators to another id."""
+    """The operations of one transaction that give crons and generators to another id."""
 
     compare: list[Compare] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
 
 
 async def prepare(client: EtcdClient, colony: str, old: str, new: str) -> Handover:
-    """What joins the transaction that changes an id; more than fits there is moved before.
+    """Return what joins the transaction that changes an id; more than fits there is moved before.
 
-    What was moved before its new id is known may not start in that moment. Raises EtcdError.
+    A timer that was moved before its new id is known may not start in that moment. Raises
+    EtcdError.
     """
     while len((found := await _read(client, colony, old, new)).ops) > TOGETHER:
         await _commit(client, found)
@@ -40,7 +41,7 @@ async def prepare(client: EtcdClient, colony: str, old: str, new: str) -> Handov
 
 
 async def move_all(client: EtcdClient, colony: str, old: str, new: str) -> None:
-    """Move what was added while the id changed. Raises EtcdError."""
+    """Move the timers that were added while the id changed. Raises EtcdError."""
     for _ in range(_TRIES):
         found = await _read(client, colony, old, new)
         if not found.ops:
@@ -49,7 +50,7 @@ async def move_all(client: EtcdClient, colony: str, old: str, new: str) -> None:
 
 
 async def _read(client: EtcdClient, colony: str, old: str, new: str) -> Handover:
-    """All that the old id has in a colony."""
+    """Return all timers of the old id in a colony."""
     found = Handover()
     kinds: tuple[tuple[str, type[Cron] | type[Generator]], ...] = (
         (crons.prefix(colony), Cron),
@@ -67,5 +68,5 @@ async def _read(client: EtcdClient, colony: str, old: str, new: str) -> Handover
 
 
 async def _commit(client: EtcdClient, found: Handover) -> None:
-    """Move a part of it; whatever changed meanwhile is looked at again."""
+    """Move some of them; a timer that changed meanwhile is looked at again."""
     await client.commit(Txn(found.compare[:TOGETHER], found.ops[:TOGETHER]))

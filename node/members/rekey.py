@@ -1,7 +1,7 @@
 """Changes of ids: a user, an executor, a colony or the server goes on under another key.
 
-The caller proves the old key by signing; that it holds the new one shows when it uses it. Its crons
-and generators go along (`members.ownership`).
+The caller proves the old key by signing, and the new key by using it later. Crons and generators go
+along (`members.ownership`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 @dataclass
 class Identities:
-    """`home` is the name of the home colony."""
+    """Changes ids. `home` is the name of the home colony."""
 
     client: EtcdClient
     directory: Directory
@@ -44,7 +44,7 @@ class Identities:
     _changing: set[tuple[str, str]] = field(default_factory=set)
 
     def present(self, executor: Executor) -> Executor:
-        """The executor as it is now, to be asked before work is handed to a poll that waited.
+        """Return the executor as it is now; for polls that waited before they get a process.
 
         Raises Denied when it is no longer approved under this id, Conflict while that changes.
         """
@@ -57,7 +57,10 @@ class Identities:
         return now_is
 
     async def change_user(self, colony: str, old: str, new: str) -> None:
-        """Raises Invalid for a bad id, Denied when no user calls, Conflict for a taken id."""
+        """Change a user's id.
+
+        Raises Invalid for a bad id, Denied when no user calls, Conflict for a taken id.
+        """
         user = self.directory.user_of(colony, old)
         if user is None:
             raise Denied("only a user may change its user id")
@@ -66,7 +69,7 @@ class Identities:
         await self._rewrite(key, User, lambda u: u.userid == old, (colony, old, new), userid=new)
 
     async def change_colony(self, colony: str, new: str) -> None:
-        """A hosted colony gets another owner. Raises Invalid or Conflict."""
+        """Give a hosted colony another owner. Raises Invalid or Conflict."""
         _check_id(new, "colonyid")
         if colony == self.home:
             raise Conflict(
@@ -85,7 +88,7 @@ class Identities:
         )
 
     async def change_server(self, new: str) -> None:
-        """The server gets another owner, also after a restart. Raises Invalid or Conflict."""
+        """Give the server another owner, also after a restart. Raises Invalid or Conflict."""
         _check_id(new, "serverid")
         old = self.directory.serverid.encode()
         found = await self.client.get(keys.SERVER)
@@ -97,11 +100,11 @@ class Identities:
         self.directory.serverid = new
 
     async def change_executor(self, colony: str, old: str, new: str) -> None:
-        """An executor goes on under another id, and so does all that it has.
+        """Change an executor's id, and that of everything it has.
 
-        One transaction, unless the work does not fit in one: then the executor's own record comes
-        last, so that whatever interrupts this, the old key can ask again. Raises Invalid for
-        a bad id, Denied when no executor calls, Conflict for an id that is taken.
+        One transaction, unless the running processes do not fit in one: then the executor's own
+        record comes last, so that after an interruption the old key can ask again. Raises Invalid
+        for a bad id, Denied when no executor calls, Conflict for an id that is taken.
         """
         executor = self.directory.executor_of(colony, old)
         if executor is None:
@@ -130,7 +133,7 @@ class Identities:
                     break
             else:
                 raise Conflict("executorid: the executor and its work change too fast; try again")
-            # What was handed out while this ran.
+            # Processes that were assigned while this ran.
             await self._move_all(colony, old, new, leave=0)
             await handover.move_all(self.client, colony, old, new)
 
@@ -145,7 +148,9 @@ class Identities:
             self._changing.discard((colony, identity))
 
     async def _move_all(self, colony: str, old: str, new: str, *, leave: int) -> None:
-        """Move work in parts until at most `leave` processes, that fit a transaction, are left."""
+        """Move running processes in parts until at most `leave` are left, which fit a
+        transaction.
+        """
         for _ in range(1000):
             work = await self._load_work(colony, old, _MOST + 1)
             if not work or (len(work) <= leave and _fits(work)):
@@ -154,7 +159,7 @@ class Identities:
             await self._move(part, new, [], [])
 
     async def _load_work(self, colony: str, identity: str, most: int) -> list[tuple[Process, int]]:
-        """Running processes of an executor, with their revisions."""
+        """Return running processes of an executor, with their revisions."""
         work: list[tuple[Process, int]] = []
         for processid in self.processes.running.of_executor(colony, identity):
             known = await self.processes.load(colony, processid)
@@ -169,7 +174,9 @@ class Identities:
     async def _move(
         self, work: list[tuple[Process, int]], new: str, compare: list[Compare], ops: list[Op]
     ) -> int:
-        """Assign running processes to another id, all or none; the revision, or 0 if none."""
+        """Assign running processes to another id, all or none; return the revision, or 0 if
+        none.
+        """
         moved: list[Process] = []
         for process, revision in work:
             after = msgspec.structs.replace(process, assignedexecutorid=new)
@@ -201,7 +208,7 @@ class Identities:
     ) -> None:
         """Replace fields of a member key, guarded by the revision that was read.
 
-        `change` is the colony in which one id becomes the other; what is timed goes along.
+        `change` is the colony and its old and new id; crons and generators go along.
         """
         for _ in range(_TRIES):
             found = await self.client.get(key)

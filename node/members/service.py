@@ -1,4 +1,4 @@
-"""Colonies, users, executors and functions: changes of the member keys.
+"""Members: changes of colonies, users, executors and functions.
 
 The directory answers questions; this shell writes, guarded by the revision it read.
 """
@@ -29,7 +29,7 @@ E = TypeVar("E", Executor, Executor | None)
 
 # Heartbeats reach the store at most this often, in ns: flash wears.
 _HEARTBEAT = 60 * SECOND
-# Classes of keys that go with their colony, beside its members and processes.
+# Classes of keys that are removed with their colony, beside its members and processes.
 _CLASSES = (
     "live/queue",
     "live/running",
@@ -60,7 +60,7 @@ _CLASSES = (
 
 @dataclass
 class Members:
-    """`now` gives Unix nanoseconds."""
+    """The members of a node. `now` gives Unix nanoseconds."""
 
     client: EtcdClient
     directory: Directory
@@ -81,7 +81,7 @@ class Members:
         self.directory.apply(key, None, result.revision)
 
     async def add_colony(self, colony: Colony) -> Colony:
-        """Raises Invalid for a bad name or id, or one that is taken."""
+        """Store a colony. Raises Invalid for a bad name or id, or a taken one."""
         if not valid_name(colony.name):
             raise Invalid("colony.name: use letters, digits, '_', '-' and '.'")
         _check_id(colony.colonyid, "colony.colonyid")
@@ -94,7 +94,7 @@ class Members:
             raise NotFound(f"colony {name} is not hosted here")
         prefixes = [keys.members(name), keys.processes(name)]
         prefixes += [f"{keys.ROOT}{kind}/{name}/" for kind in _CLASSES]
-        # One key, not a class of them: a colony of this name that comes later is not paused.
+        # One key, not a class: a later colony of this name must not be paused.
         ops: list[Op] = [Delete(keys.paused(name))]
         ops += [DeletePrefix(prefix) for prefix in prefixes]
         roster = self.directory.roster(name)
@@ -107,7 +107,7 @@ class Members:
             self.directory.apply(key, None, result.revision)
 
     async def add_user(self, user: User) -> User:
-        """Raises Invalid for a bad name or id, or one that is taken in the colony."""
+        """Store a user. Raises Invalid for a bad name or id, or one that is taken in the colony."""
         check_name(user.name, "user.name")
         check_id(user.userid, "user.userid")
         if self.directory.user_of(user.colonyname, user.userid):
@@ -120,13 +120,13 @@ class Members:
         return user
 
     async def remove_user(self, colony: str, name: str) -> None:
-        """Raises NotFound when there is none."""
+        """Remove a user. Raises NotFound when there is none."""
         if name not in self.directory.roster(colony).users:
             raise NotFound(f"user {name} is not in colony {colony}")
         await self._delete(keys.user(colony, name))
 
     def executor(self, colony: str, name: str) -> Executor:
-        """The executor as last known, with its latest heartbeat. Raises NotFound."""
+        """Return the executor as last known, with its latest heartbeat. Raises NotFound."""
         executor = self.directory.roster(colony).executors.get(name)
         if executor is None:
             raise NotFound(f"executor {name} is not in colony {colony}")
@@ -146,7 +146,10 @@ class Members:
             raise Invalid("executor.executorid: another executor of this colony has it")
 
     async def add_executor(self, executor: Executor) -> Executor:
-        """A new executor, pending; an unregistered name may come back. Raises Invalid, Conflict."""
+        """Store a new executor, pending; an unregistered name may come back.
+
+        Raises Invalid, Conflict.
+        """
         self.check_executor(executor)
         executors = self.directory.roster(executor.colonyname).executors
         if executor.executorname not in executors:
@@ -166,7 +169,7 @@ class Members:
         return executor
 
     async def _update(self, colony: str, name: str, change: Callable[[Executor | None], E]) -> E:
-        """Write what `change` makes of an executor as stored, or nothing if that is None."""
+        """Write what `change` returns for an executor as stored, or nothing if that is None."""
         key = keys.executor(colony, name)
         executor, revision = await update(
             self.client, key, Executor, change, what=f"executor {name}"
@@ -178,7 +181,7 @@ class Members:
     async def change_executor(
         self, colony: str, name: str, change: Callable[[Executor], Executor]
     ) -> Executor:
-        """Write what `change` makes of the executor as stored. Raises NotFound or Conflict."""
+        """Write what `change` returns for the executor as stored. Raises NotFound or Conflict."""
 
         def changed(there: Executor | None) -> Executor:
             if there is None:
@@ -190,8 +193,8 @@ class Members:
     async def set_state(self, colony: str, name: str, state: ExecutorState) -> Executor:
         """Approve, reject or unregister; an unregistered executor must be added anew.
 
-        To unregister it again is fine: what goes with it is not of one transaction, so a first
-        attempt may have been cut off. Raises Invalid, NotFound or Conflict.
+        Unregistering it again is allowed: this takes several transactions, so a first attempt may
+        have been cut off. Raises Invalid, NotFound or Conflict.
         """
 
         def change(executor: Executor) -> Executor:
@@ -207,19 +210,19 @@ class Members:
         return executor
 
     async def heard_from(self, executor: Executor) -> None:
-        """Note that an executor is alive; the store hears of it once a minute at most."""
+        """Note that an executor is alive; written to the store at most once a minute."""
         place = (executor.colonyname, executor.executorname)
         now = self.now()
         self._heard[place] = now
 
         def heard(there: Executor | None) -> Executor | None:
-            # One of the future was told by a clock that was ahead.
+            # A time in the future was written by a clock that was ahead.
             if there is None or 0 <= now - there.lastheardfromtime < _HEARTBEAT:
                 return None
             return msgspec.structs.replace(there, lastheardfromtime=now)
 
         if heard(executor) is not None:
-            # Hundreds of polls may begin at once: who loses the race finds it written.
+            # Hundreds of polls may begin at once: one that loses the race finds the time written.
             with suppress(Conflict):
                 await self._update(*place, heard)
 
@@ -233,7 +236,7 @@ class Members:
         elif (there := roster.functions.get(function.functionid)) is None or (
             there.executorname != function.executorname
         ):
-            # An id that another executor's function has would take that away.
+            # The id of another executor's function would take that function away.
             function.functionid = "" if there else function.functionid
             whose = f"executor {function.executorname!r}"
             count = roster.offering[function.executorname]
@@ -249,19 +252,19 @@ class Members:
         return function
 
     async def remove_function(self, colony: str, functionid: str) -> None:
-        """Forget a function."""
+        """Remove a function."""
         await self._delete(keys.function(colony, functionid))
 
     async def adopt(
         self, colony: Colony, user: User, executor: Executor | None, serverid: str
     ) -> str:
-        """Make the home colony and its first members if missing; returns the server's id.
+        """Make the home colony and its first members if missing; return the server's id.
 
-        An executor is one that the SDKs' variables name: approved, so that it can work at once.
-        Raises Conflict when the store holds that colony under another key, SchemaError when a
-        later colonyd wrote there.
+        `executor` is one that the SDKs' variables name: approved, so that it can work at once.
+        Raises Conflict when the store holds that colony under another key, SchemaVersionError when
+        a later colonyd wrote there.
         """
-        # Read first: etcd refuses whatever could write when it is full, also where it would not.
+        # Read first: a full etcd refuses any transaction that could write, even if it would not.
         server = await self._found_or_put(keys.SERVER, serverid.encode())
         key = keys.colony(colony.name)
         found = await self._found_or_put(key, pack(colony))
@@ -269,8 +272,8 @@ class Members:
         if there.colonyid != colony.colonyid:
             raise Conflict(f"colony {colony.name} in this store belongs to another key")
         if is_older(found):
-            # Each daemon reads it first: one of an earlier version then refuses to start, instead
-            # of failing at what it cannot read.
+            # Each daemon reads it first: a daemon of an earlier version then refuses to start,
+            # instead of failing at a value that it cannot read.
             with suppress(EtcdNoSpace):  # at the next start
                 await update(self.client, key, Colony, lambda known: known, what="the colony")
         await self._found_or_put(keys.user(colony.name, user.name), pack(user))
@@ -281,7 +284,7 @@ class Members:
         return server.decode()
 
     async def _found_or_put(self, key: str, value: bytes) -> bytes:
-        """What is at `key`, which is `value` if nothing was there."""
+        """Return the value at `key`, which is `value` if there was none."""
         found = await self.client.get(key)
         if found is not None:
             return found.value

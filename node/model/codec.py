@@ -1,6 +1,6 @@
-"""How objects become bytes in the store (MessagePack behind the schema version) and JSON.
+"""The forms of objects: bytes in the store (MessagePack behind the schema version) and JSON.
 
-The wire forms of times, statistics and errors live here; who may see them does not.
+The wire forms of times, statistics and errors are here; rights are not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from node.model.types import (
 SCHEMA = 2
 T = TypeVar("T")
 
-# A value is CBOR to every version: [schema, what is stored]. Of schema 1 that is plain CBOR. Since
+# A value is CBOR to every version: [schema, value]. Of schema 1 the value is plain CBOR. Since
 # schema 2 it is a byte string of MessagePack, so that an older colonyd refuses it by its number.
 _PLAIN = 1
 _PACKED = b"\x82\x02\x5a"  # an array of two: 2, and a byte string whose length has four bytes
@@ -45,7 +45,7 @@ class SchemaVersionError(ValueError):
 
 
 def pack(value: object) -> bytes:
-    """Encode what is to be stored, behind the schema version. `unpack` gives it back.
+    """Encode a value for the store, behind the schema version. `unpack` decodes it.
 
     Raises UnicodeEncodeError for text that UTF-8 does not have.
     """
@@ -63,10 +63,11 @@ def _decoder(kind: Hashable) -> Callable[[memoryview], Any]:
 
 
 def unpack(data: bytes, kind: type[T]) -> T:
-    """Decode what `pack` made, of this version or an earlier one. Raises SchemaVersionError for a
+    """Decode a value of `pack`, of this version or an earlier one. Raises SchemaVersionError for a
     later.
 
-    What an earlier colonyd took and this one does not is left out: it must not hide all the rest.
+    Parts that an earlier colonyd accepted and this one does not are left out: they must not hide
+    all the rest.
     """
     found: T
     if data.startswith(_PACKED):
@@ -89,12 +90,14 @@ def unpack(data: bytes, kind: type[T]) -> T:
 
 
 def is_older(data: bytes) -> bool:
-    """Whether a stored value is of an earlier schema, which an earlier colonyd reads."""
+    """Return whether a stored value is of an earlier schema, which an earlier colonyd reads."""
     return data[:2] < _PACKED[:2]
 
 
 def _usual(kind: type[msgspec.Struct]) -> dict[str, Any]:
-    """The fields of a struct with their defaults; one without a constant one is never omitted."""
+    """Return the fields of a struct with their defaults; a field without a constant one is never
+    omitted.
+    """
     return {field.name: field.default for field in msgspec.structs.fields(kind)}
 
 
@@ -110,7 +113,7 @@ def whole_spec(spec: FunctionSpec) -> dict[str, Any]:
 
 
 def wire_time(nanoseconds: int) -> str:
-    """RFC 3339 in UTC with nanoseconds; 0 is upstream's year 1."""
+    """Return a time as RFC 3339 in UTC with nanoseconds; 0 is upstream's year 1."""
     if nanoseconds == 0:
         return UNSET_TIME
     seconds, rest = divmod(nanoseconds, 1_000_000_000)
@@ -227,7 +230,7 @@ def wire_function(function: Function) -> dict[str, Any]:
 
 
 def _listed(value: dict[str, Any], *names: str) -> dict[str, Any]:
-    """The same object, with an empty list where upstream has one and nothing was given."""
+    """Return the same object, with an empty list where upstream has one and none was given."""
     for name in names:
         value[name] = value.get(name) or []
     return value

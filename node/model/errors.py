@@ -1,6 +1,6 @@
-"""What the node tells a caller instead of a result: one class for each meaning.
+"""Errors that the node tells a caller: one class for each meaning.
 
-Code below the edges catches classes; the edges alone (`node.rpc`, `node.daemon`, the federation's
+Code below the edges catches classes; only the edges (`node.rpc`, `node.daemon`, the federation's
 server) read the HTTP status that a class suggests. Errors of the store are in `etcd.errors`.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class RpcError(Exception):
-    """Refusal of a request: `message` says what is wrong, `status` is a hint for HTTP."""
+    """A refused request: `message` says what is wrong, `status` is a hint for HTTP."""
 
     status = 500
 
@@ -18,7 +18,7 @@ class RpcError(Exception):
 
 
 class Invalid(RpcError):
-    """The request can't be understood, or makes no sense as things are."""
+    """The request can't be understood, or makes no sense in the present state."""
 
     status = 400
 
@@ -30,25 +30,25 @@ class Denied(RpcError):
 
 
 class NotFound(RpcError):
-    """What the request names is not here."""
+    """The thing that the request names does not exist here."""
 
     status = 404
 
 
 class TimedOut(RpcError):
-    """Nothing came in the time that the request gave."""
+    """No result came within the time of the request."""
 
     status = 408
 
 
 class Conflict(RpcError):
-    """The state of things forbids this now."""
+    """The present state forbids the request."""
 
     status = 409
 
 
 class TooLarge(RpcError):
-    """The request has more bytes than such a request may."""
+    """The request has more bytes than its kind may have."""
 
     status = 413
 
@@ -69,7 +69,7 @@ _KINDS = (Invalid, Denied, NotFound, TimedOut, Conflict, TooLarge, TooMany, Unav
 
 
 def of_status(status: int, message: str) -> RpcError:
-    """Return the error that a reply told of with this HTTP status, which its text names, too."""
+    """Return the error of a reply with this HTTP status, which the error's text names, too."""
     error = next((kind for kind in _KINDS if kind.status == status), RpcError)(message)
     error.status = status
     error.args = (f"{message} (status {status})",)

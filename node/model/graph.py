@@ -1,6 +1,6 @@
 """Process graphs as values: places of nodes from their dependencies, states, and the layout.
 
-No I/O and no clock: `workflows.service` runs what is decided here, `store.work.graphs` knows the
+No I/O and no clock: `workflows.service` runs what is decided here, `store.work.graphs` has the
 transactions.
 """
 
@@ -34,20 +34,20 @@ class GraphError(ValueError):
 
 @lru_cache(maxsize=65_536)
 def node_id(graphid: str, place: int) -> str:
-    """The process id of the node at a place of a graph."""
+    """Return the process id of the node at a place of a graph."""
     return hashlib.sha3_256(f"{graphid}/{place}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class GraphPlan:
-    """Who waits for whom, by place."""
+    """The parents and children of each node, by place."""
 
     parents: list[list[int]]
     children: list[list[int]]
 
     @property
     def roots(self) -> list[int]:
-        """The places that wait for nobody."""
+        """Return the places of nodes without parents."""
         return [place for place, parents in enumerate(self.parents) if not parents]
 
 
@@ -114,7 +114,9 @@ def _refuse_cycle(
 
 
 def state_of(ended: Mapping[int, int], count: int, *, started: bool) -> State:
-    """The state of a graph, by upstream's rule: any failed, any cancelled, all successful."""
+    """Return the state of a graph, by upstream's rule: any failed, any cancelled, all
+    successful.
+    """
     if ended.get(State.FAILED):
         return State.FAILED
     if ended.get(State.CANCELLED):
@@ -125,10 +127,11 @@ def state_of(ended: Mapping[int, int], count: int, *, started: bool) -> State:
 
 
 def walk(nodes: Sequence[Process]) -> list[tuple[Process, int]]:
-    """The nodes in upstream's order, depth first from the roots, each with its row (0 for a root).
+    """Return the nodes in upstream's order, depth first from the roots, each with its row (0 for a
+    root).
 
-    A node that several ways lead to has the row where the first of them meets it. A node that no
-    root leads to comes last, as a root.
+    A node that several ways lead to has the row of the first one. A node that no root leads to
+    comes last, as a root.
     """
     known = {node.graphindex: node for node in nodes}
     found: dict[int, int] = {}
@@ -144,12 +147,14 @@ def walk(nodes: Sequence[Process]) -> list[tuple[Process, int]]:
 
 
 def _width(count: int) -> int:
-    """The width of a row of nodes, in pixels."""
+    """Return the width of a row of nodes, in pixels."""
     return count * (_WIDTH + _GAP) - _GAP
 
 
 def layout(nodes: Sequence[Process]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Nodes and edges as upstream's dashboard draws them (React Flow): rows, each centred."""
+    """Return nodes and edges as upstream's dashboard draws them (React Flow): rows, each
+    centred.
+    """
     walked = walk(nodes)
     counts = Counter(row for _, row in walked)
     middle = _width(max(counts.values(), default=1)) // 2

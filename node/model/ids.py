@@ -12,10 +12,12 @@ MAX_SECONDS = 1_000_000_000
 
 
 def new_id() -> str:
-    """A fresh id: 64 random hex characters, which is what upstream's look like."""
+    """Return a fresh id: 64 random hex characters, as upstream's."""
     return secrets.token_hex(32)
 
 
 def valid_name(name: str) -> bool:
-    """Whether `name` can name a colony, user or executor: no '/', ':' or control characters."""
+    """Return whether `name` can name a colony, user or executor: no '/', ':' or control
+    characters.
+    """
     return NAME.match(name) is not None

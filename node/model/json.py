@@ -18,13 +18,13 @@ _OPAQUE = frozenset(
         "status",
     }
 )
-# A function to be registered: its `args` describe arguments, and are none.
+# Of a function to be registered: its `args` describe arguments, and are none.
 _TYPED = "fun"
 _NESTED = frozenset({dict, list})
 
 
 def depth_of(value: Any) -> int:
-    """How deep objects and arrays are nested."""
+    """Return how deep objects and arrays are nested."""
     deepest, stack = 0, [(value, 1)]
     while stack:
         current, depth = stack.pop()
@@ -37,9 +37,10 @@ def depth_of(value: Any) -> int:
 
 
 def prune(value: Any, opaque: frozenset[str] = _OPAQUE) -> Any:
-    """Drop keys whose value is null: to upstream's JSON reader, null means the zero value.
+    """Return a value without keys whose value is null: to upstream's JSON reader, null means the
+    zero value.
 
-    What is below an `opaque` key stays as it is.
+    Values below an `opaque` key stay as they are.
     """
     if isinstance(value, dict):
         return {

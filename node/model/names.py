@@ -1,6 +1,6 @@
-"""What users, executors and locations may be called, and how such a name stands in a key.
+"""Names of users, executors and locations, and their form in a key.
 
-Names of colonies are narrower (`home.valid_name`): they are parts of paths between colonies.
+Names of colonies are narrower (`ids.valid_name`): they are parts of paths between colonies.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from urllib.parse import quote, unquote
 from node.model.errors import Invalid
 
 MOST = 200  # characters
-# Bytes of the name of a file, less an ending of four; and how much of a longer one is still seen.
+# Bytes of the name of a file, without an ending of four; and how much of a longer one is kept.
 _MOST_FILE, _SEEN = 251, 96
 
 
 def check_name(name: str, field: str) -> None:
-    """Raise Invalid, which begins with `field`, for a name that nobody may have."""
+    """Raise Invalid, which begins with `field`, for a name that no member may have."""
     if not 1 <= len(name) <= MOST:
         raise Invalid(f"{field}: 1 to {MOST} characters")
     if not name.isprintable():
@@ -36,9 +36,9 @@ def check_name(name: str, field: str) -> None:
 
 
 def check_id(identity: str, field: str) -> None:
-    """Raise Invalid, which begins with `field`, for what can't be the id of a member.
+    """Raise Invalid, which begins with `field`, for text that can't be the id of a member.
 
-    An id that is the hash of no key is taken, as upstream does; nobody can sign with it.
+    An id that is the hash of no key is accepted, as upstream does; no key can sign for it.
     """
     if not 1 <= len(identity) <= MOST or not identity.isprintable():
         raise Invalid(
@@ -47,15 +47,15 @@ def check_id(identity: str, field: str) -> None:
 
 
 def in_key(name: str) -> str:
-    """A name as one part of a key. Letters, digits, `_`, `-` and `.` stay as they are."""
+    """Return a name as one part of a key. Letters, digits, `_`, `-` and `.` stay as they are."""
     return quote(name, safe="")
 
 
 def in_file(name: str) -> str:
-    """A name as that of a file or directory, which has room for an ending of four bytes.
+    """Return a name as that of a file or directory, which has room for an ending of four bytes.
 
-    It stands as in a key, unless that is too long: then its beginning and its SHA-256 do. No key
-    has "%~", so the two are never taken for each other.
+    It is written as in a key, unless that is too long: then it is the beginning of the name and its
+    SHA-256. No key has "%~", so the two are never confused.
     """
     part = in_key(name)
     if part in (".", ".."):
@@ -66,5 +66,5 @@ def in_file(name: str) -> str:
 
 
 def of_key(part: str) -> str:
-    """The name that a part of a key stands for."""
+    """Return the name in a part of a key."""
     return unquote(part)

@@ -1,4 +1,4 @@
-"""Numbers in users' own data: which ones every client can read.
+"""Numbers in users' own data: whether every client can read them.
 
 Numbers in typed fields are bounded by their types in `model.types`.
 """
@@ -17,12 +17,14 @@ LONGEST = _DIGITS  # digits that one number may have without a closer look
 
 
 def long_digits(text: bytes) -> bool:
-    """Whether there are so many digits in a row that they may be beyond a float."""
+    """Return whether so many digits are in a row that they may be beyond a float."""
     return text.translate(_NOUGHTS).find(_LONG) >= 0
 
 
 def beyond_float(text: bytes, value: Any) -> bool:
-    """Whether a JSON text, decoded as `value`, has an integer that no 64-bit float comes near."""
+    """Return whether a JSON text, decoded as `value`, has an integer that no 64-bit float comes
+    near.
+    """
     # A long run of digits has one at a multiple of its length: most texts end here.
     probes = text[_DIGITS - 1 :: _DIGITS]
     if len(probes) == len(probes.translate(None, b"0123456789")):

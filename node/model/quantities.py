@@ -1,6 +1,6 @@
 """Amounts of CPU and memory as upstream writes them: `500m` and `256Mi`.
 
-Only parsing lives here; who compares the amounts is the scheduler.
+Only parsing is here; the queue compares amounts.
 """
 
 from __future__ import annotations

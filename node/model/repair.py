@@ -1,6 +1,6 @@
-"""Stored values whose types became narrower: what still fits is kept, so that all can be read.
+"""Repair of stored values whose types became narrower: the parts that still fit are kept.
 
-Only what `codec.unpack` could not convert comes here; nothing is written back.
+Only values that `codec.unpack` could not convert come here; nothing is written back.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _refuse(value: Any) -> Any:
 
 
 def _tried(value: Any, kind: Any) -> tuple[Any, ...]:
-    """What is left of a value, in a tuple; an empty one for nothing."""
+    """Return the rest of a value, in a tuple; an empty one for nothing."""
     try:
         return (mended(value, kind),)
     except msgspec.ValidationError:
@@ -60,7 +60,7 @@ def _of_some(value: Any, kinds: tuple[Any, ...]) -> Any:
 
 
 def _fields(value: dict[str, Any], kind: type[msgspec.Struct]) -> dict[str, Any]:
-    """The fields of a struct that fit; ValidationError when one that is needed does not."""
+    """Return the fields of a struct that fit. Raises ValidationError when a needed one does not."""
     left = dict(value)
     for each in msgspec.structs.fields(kind):
         if each.encode_name not in value:

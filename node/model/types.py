@@ -16,12 +16,12 @@ SECOND = 1_000_000_000
 DAY = 86_400 * SECOND
 # Priorities are between this and its opposite.
 LOWEST_PRIORITY = -50_000
-# What a number that a client sends may be: upstream's `int` and `int64`.
+# Bounds of numbers that a client sends: upstream's `int` and `int64`.
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class State(enum.IntEnum):
-    """Where a process stands (upstream's numbers)."""
+    """The state of a process (upstream's numbers)."""
 
     WAITING = 0
     RUNNING = 1
@@ -49,7 +49,7 @@ class Gpu(msgspec.Struct, omit_defaults=True):
 
 
 class Conditions(msgspec.Struct, omit_defaults=True):
-    """What an executor must be to be handed a process."""
+    """What an executor must be to get a process."""
 
     colonyname: str = ""
     executornames: list[str] | None = None
@@ -89,7 +89,7 @@ class OnClose(msgspec.Struct):
 
 
 class ConflictResolution(msgspec.Struct):
-    """What becomes of a file that both sides changed."""
+    """What happens to a file that both sides changed."""
 
     onstart: OnStart = msgspec.field(default_factory=OnStart)
     onclose: OnClose = msgspec.field(default_factory=OnClose)
@@ -113,7 +113,7 @@ class Filesystem(msgspec.Struct):
 
 
 class FunctionSpec(msgspec.Struct, omit_defaults=True):
-    """One call that somebody wants run. Times are seconds; 0 and below mean no limit."""
+    """One call to be run. Times are seconds; 0 and below mean no limit."""
 
     nodename: str = ""
     funcname: str = ""
@@ -137,7 +137,7 @@ ENV = 3
 class Attribute(msgspec.Struct):
     """A typed key and value that belongs to a process (0 in, 1 out, 2 err, 3 env).
 
-    Its state is the state of the process, and filled in where it is shown.
+    Its state is the state of the process, filled in where it is shown.
     """
 
     targetid: str
@@ -153,11 +153,11 @@ class Attribute(msgspec.Struct):
 class Process(msgspec.Struct, omit_defaults=True):
     """A submitted function spec on its way. Times are Unix nanoseconds, 0 for unset.
 
-    `attempt` grows with each hand-out. `notify` names a key that the closing transaction
-    puts, so that whoever owes the outcome to another colony finds it. `peer` is the id of the
-    colony the process was forwarded to, `origin` the id of the one it came from, `hops` how many
-    further colonies one that came from another may be passed on to. A node of a process graph
-    knows its place there; `parents` and `children` are places, too (`model.graph`).
+    `attempt` grows with each assignment. `notify` names a key that the closing transaction puts: it
+    lists the outcome that is owed to another colony. `peer` is the id of the colony the process was
+    forwarded to, `origin` the id of the colony it came from, `hops` how many further colonies it
+    may be passed on to then. A node of a process graph knows its place there; `parents` and
+    `children` are places, too (`model.graph`).
     """
 
     processid: str
@@ -193,7 +193,7 @@ class Process(msgspec.Struct, omit_defaults=True):
 
     @property
     def closed(self) -> bool:
-        """Whether the process has reached a state that it cannot leave."""
+        """Return whether the process has reached a state that it cannot leave."""
         return self.state >= State.SUCCESSFUL
 
 
@@ -201,8 +201,9 @@ class Graph(msgspec.Struct):
     """A process graph (workflow). Times are Unix nanoseconds, 0 for unset.
 
     Its nodes are the processes at the places 0 to `count` - 1, whose ids follow from the graph's.
-    `ended` counts the nodes that closed, by state. `sweeping` is the state that all unfinished
-    nodes are being brought into, 0 for none. `released` is whether all nodes are in the store.
+    `ended` counts the nodes that closed, by state. `sweeping` is the state into which all
+    unfinished nodes are being brought, 0 for none. `released` is whether all nodes are in the
+    store.
     """
 
     processgraphid: str
@@ -222,7 +223,7 @@ class Graph(msgspec.Struct):
 
 
 class Colony(msgspec.Struct):
-    """A colony: the name that keys hang under, and the id of its owner's key."""
+    """A colony: the name that its keys lie under, and the id of its owner's key."""
 
     colonyid: str
     name: str
@@ -247,7 +248,7 @@ class Software(msgspec.Struct):
 
 
 class Hardware(msgspec.Struct):
-    """A kind of machine that an executor runs on; told, never matched."""
+    """A kind of machine that an executor runs on; reported, never matched."""
 
     model: str = ""
     nodes: Int64 = 0
@@ -262,7 +263,7 @@ class Hardware(msgspec.Struct):
 
 
 class Capabilities(msgspec.Struct):
-    """What an executor says of itself."""
+    """What an executor reports of itself."""
 
     hardware: list[Hardware] | None = None
     software: list[Software] | None = None
@@ -344,10 +345,10 @@ class Log(msgspec.Struct):
 
 
 class Waiting(msgspec.Struct, frozen=True, array_like=True):
-    """What the queue key of a waiting process holds: all that matching and listing need.
+    """The value of a waiting process's queue key: all that matching and listing need.
 
-    `maxwaittime` (seconds) is what the deadline was given for, 0 in what older releases wrote.
-    They left out the priority, too; `processes.older` reads both from the process if they matter.
+    `maxwaittime` (seconds) is what the deadline was given for, 0 in values of older releases. They
+    left out the priority, too; `processes.older` reads both from the process if they matter.
     """
 
     executornames: list[str]
@@ -359,16 +360,18 @@ class Waiting(msgspec.Struct, frozen=True, array_like=True):
     initiatorname: str
     origin: str = ""
     maxwaittime: int = 0
-    # Of those that were stored before it was kept here, it is not known.
+    # Unknown for processes that were stored before it was kept here.
     priority: int | None = None
 
     def submitted(self, prioritytime: int) -> int:
-        """When the process was submitted (Unix ns), 0 if that is not known here."""
+        """Return when the process was submitted (Unix ns), 0 if that is not known here."""
         return prioritytime + self.priority * DAY if self.priority is not None else 0
 
 
 class Blocked(msgspec.Struct, frozen=True, array_like=True):
-    """What the key of a process that waits for its parents holds: its place in the queue to be."""
+    """The value of the key of a process that waits for its parents: its later place in the
+    queue.
+    """
 
     executortype: str
     prioritytime: int
@@ -376,7 +379,7 @@ class Blocked(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Running(msgspec.Struct, frozen=True, array_like=True):
-    """What the running key of a process holds: its deadline and all that listing needs."""
+    """The value of a running key: the deadline and all that listing needs."""
 
     executorid: str
     executortype: str
@@ -389,10 +392,10 @@ class Running(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Closed(msgspec.Struct, frozen=True, array_like=True):
-    """What the closed key of a process holds: all that listing needs.
+    """The value of a closed key: all that listing needs.
 
-    `ranby` is a checksum of the executor's id, which tells most others apart from it. Of those
-    that were stored before both were kept here, `submissiontime` is 0.
+    `ranby` is a checksum of the executor's id, which tells most other executors apart from it. For
+    processes that were stored before both were kept here, `submissiontime` is 0.
     """
 
     executortype: str

@@ -1,7 +1,7 @@
-"""Handing waiting processes to executors: who polls for which, and who is woken.
+"""Assignment of waiting processes to executors: the polls that wait, and which of them is woken.
 
-The order is `processes.queue`'s, the transaction `store.work.processes`'; the indexes are
-`processes.service`'.
+`processes.queue` has the order, `store.work.processes` the transaction, `processes.service` the
+indexes.
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ from node.store.work import processes as store
 
 log = get_logger("handout")
 
-# A lost race is tried again with fresh values; this many in a row means something is wrong.
+# Tries of one assignment, each with fresh values after a lost race. More mean that something is
+# wrong.
 _TRIES = 8
 # Seconds for which a write without an answer may still happen.
 _LANDING = 60
-# Processes with hand-outs in doubt: about as many as polls were under way when the store went.
+# Processes with uncertain assignments: about as many as polls were under way when the store went.
 _MOST_DOUBTS = 10_000
 
 
 @dataclass(eq=False, slots=True)
 class _UncertainAssignment:
-    """Hand-outs of one process that nobody works on, if they happened: their callers were refused.
+    """Assignments of one process that may have happened, although their callers got an error.
 
-    They are told by the attempt and the start times they wrote. An attempt begins once, so at most
-    one of them happened; and a process that runs in this attempt since another time was handed out
-    anew, which is somebody's work. The executor is no such sign: the same one may have asked again,
-    and may have another id since.
+    Each is known by its attempt and start time. An attempt begins once, so at most one assignment
+    happened. If the process runs in this attempt with another start time, it was assigned again and
+    has a working executor. The executor's id proves nothing: the same executor may have asked
+    again, and may have a new id.
     """
 
     colony: str
@@ -50,7 +51,7 @@ class _UncertainAssignment:
     until: float  # trio's time after which none of them can happen any more
 
     def happened(self, process: Process) -> bool:
-        """Whether one of them is what the process runs by."""
+        """Return whether the process runs by one of these assignments."""
         return (
             process.state == State.RUNNING
             and process.attempt == self.attempt
@@ -58,7 +59,7 @@ class _UncertainAssignment:
         )
 
     def open(self, process: Process) -> bool:
-        """Whether one of them may have happened or still happen."""
+        """Return whether one of these assignments happened or may still happen."""
         waits = process.state == State.WAITING and process.attempt < self.attempt
         return waits or self.happened(process)
 
@@ -71,11 +72,11 @@ class PendingAssignment:
     process: Process
 
     def taken(self) -> None:
-        """The executor has it."""
+        """Note that the executor received the process."""
         self.assigner.taken(self.process)
 
     async def lost(self) -> None:
-        """Put it back, unless its executor has spoken of it, or has been told it once more."""
+        """Put the process back, unless its executor has named it or a later answer carries it."""
         await self.assigner.give_back(self)
 
 
@@ -86,14 +87,15 @@ class _Waiter:
 
 
 class _Raced(Exception):
-    """A process waits, and changed each time before it could be handed out."""
+    """A process waits, but changed before each try to assign it."""
 
 
 @dataclass
 class Assigner(Observer):
-    """`paused` holds the names of the colonies whose assignments are paused.
+    """Assigns processes to the polls of executors.
 
-    `present` gives an executor as it is now, or raises RpcError when it may not have work.
+    `paused` holds the names of the colonies whose assignments are paused. `present` returns an
+    executor as it is now, or raises RpcError when it may not have work.
     """
 
     processes: Processes
@@ -101,43 +103,45 @@ class Assigner(Observer):
     paused: set[str] = field(default_factory=set)
     stopping: bool = False
     _waiters: dict[tuple[str, str], dict[_Waiter, None]] = field(default_factory=dict)
-    # Large processes take several times their size on the way: few go at the same time.
+    # A large process takes several times its size in memory: few are assigned at the same time.
     _large: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(2))
     _starting: Counter[str] = field(default_factory=Counter)
     _doubtful: OrderedDict[str, _UncertainAssignment] = field(default_factory=OrderedDict)
     _unheard: dict[str, PendingAssignment] = field(default_factory=dict)
-    # What ran without a limit when this daemon began, of which its executor has not spoken since:
-    # ids of the process and of the executor.
+    # Processes without a time limit that ran when this daemon began and that no call has named
+    # since: the id of the executor, by the id of the process.
     _inherited: dict[str, str] = field(default_factory=dict)
 
     def held(self, origin: str) -> bool:
-        """Whether a colony has as much running here as it may, hand-outs under way included."""
+        """Return whether as many processes of a colony run here as may, assignments under way
+        included.
+        """
         most = self.processes.hooks.most_running(origin)
         return 0 < most <= self.processes.running.count_of(origin) + self._starting[origin]
 
     def freed(self, origin: str) -> None:
-        """A process that came from a colony stopped running: there may be room for its next."""
+        """Wake a poll for the next process of the colony `origin`, which may have room now."""
         queue = self.processes.queue
         if not origin or not queue.count_of(origin) or self.held(origin):
             return
         for place in self._waiters:
-            # Not who may have the first of them: in its line there may be nobody, or only others.
+            # The poll that matches its first process is not enough: that lane may have no poll.
             self._wake_first(place, lambda candidate: queue.offers(candidate, origin))
 
     def offered(self, entry: QueueEntry) -> None:
-        """Wake the first waiter that may have the process; each looks again for itself."""
+        """Wake the first poll that may have the process; it searches the queue itself."""
         for waiter in self._waiters.get((entry.colony, entry.executortype), {}):
             if not waiter.woken.is_set() and matches(waiter.candidate, entry.waiting):
                 waiter.woken.set()
                 return
 
     def asking(self, entry: QueueEntry) -> int:
-        """How many executors wait for work that may have a process but for CPU and memory."""
+        """Return how many waiting polls match a process, CPU and memory aside."""
         free = msgspec.structs.replace(entry.waiting, cpu=0, mem=0)
         return sum(matches(each, free) for each in self._candidates(entry))
 
     def suits(self, entry: QueueEntry) -> bool:
-        """Whether an executor waits for work that may have a process."""
+        """Return whether a waiting poll matches a process."""
         return any(matches(each, entry.waiting) for each in self._candidates(entry))
 
     def _candidates(self, entry: QueueEntry) -> Iterator[Candidate]:
@@ -145,7 +149,7 @@ class Assigner(Observer):
             yield waiter.candidate
 
     def polling(self, colony: str) -> Counter[tuple[str, str]]:
-        """How many polls wait for work, by type and name of the executor."""
+        """Return how many polls wait in a colony, by type and name of the executor."""
         found: Counter[tuple[str, str]] = Counter()
         for (name, executortype), line in self._waiters.items():
             if name == colony:
@@ -153,27 +157,27 @@ class Assigner(Observer):
         return found
 
     def listed(self) -> None:
-        """Take note of what runs since before this daemon began; every waiting poll looks again."""
+        """Note which processes ran before this daemon began, and wake every poll."""
         if not self.processes.told:
             self._inherit()
         self.wake_all()
 
     def wake_all(self) -> None:
-        """Everybody looks again."""
+        """Wake every waiting poll; each searches the queue again."""
         for waiters in self._waiters.values():
             for waiter in waiters:
                 waiter.woken.set()
 
     def stop(self) -> None:
-        """Hand out nothing more: every waiting poll is answered now, those under way end first."""
+        """Assign nothing more. Waiting polls are answered now; assignments under way end first."""
         self.stopping = True
         self.wake_all()
 
     async def assign(self, candidate: Candidate, executor: Executor, timeout: float) -> Process:
-        """Hand the first matching process to an executor, waiting up to `timeout` seconds.
+        """Assign the first matching process to an executor, waiting up to `timeout` seconds.
 
-        Raises NotFound when there is none in time or the node stops, TimedOut or Unavailable when
-        assignment is paused.
+        Raises NotFound when no process matches in time or the node stops, TimedOut or Unavailable
+        when assignment is paused.
         """
         deadline = trio.current_time() + max(timeout, 0)
         place = (candidate.colony, candidate.executortype)
@@ -183,7 +187,7 @@ class Assigner(Observer):
             line[waiter] = None
             try:
                 if candidate.colony not in self.paused:
-                    # Shielded: a hand-out under way ends as assigned or not at all.
+                    # Shielded: an assignment under way happens as a whole or not at all.
                     with trio.CancelScope(shield=True):
                         process = await self._take(candidate, executor)
                     if process is not None:
@@ -195,7 +199,8 @@ class Assigner(Observer):
                     await waiter.woken.wait()
                 if patience.cancelled_caught:
                     break
-                # It looks again itself: who passes the wake on as well makes two of one.
+                # This poll searches again. If it passed the wake-up on as well, one would become
+                # two.
                 waiter.woken = trio.Event()
             finally:
                 line.pop(waiter, None)
@@ -222,18 +227,21 @@ class Assigner(Observer):
             raise
 
     def deliver(self, process: Process) -> PendingAssignment:
-        """What an answer carries that tells an executor of its process; the last one counts."""
+        """Return the delivery for an answer that carries a process.
+
+        The latest one of a process counts.
+        """
         handed = self._unheard[process.processid] = PendingAssignment(self, process)
         return handed
 
     def taken(self, process: Process) -> None:
-        """One of the answers that told of this hand-out has arrived."""
+        """Note that an answer with this assignment has arrived."""
         handed = self._unheard.get(process.processid)
         if handed is not None and handed.process.attempt == process.attempt:
             del self._unheard[process.processid]
 
     def heard(self, processid: str, executorid: str) -> None:
-        """An executor has shown that it knows of a process."""
+        """Note that an executor has named a process in a call, so it knows of it."""
         if self._inherited.get(processid) == executorid:
             del self._inherited[processid]
         handed = self._unheard.get(processid)
@@ -241,7 +249,10 @@ class Assigner(Observer):
             del self._unheard[processid]
 
     def _inherit(self) -> None:
-        """What runs now was handed out by a daemon before this one, which may have been killed."""
+        """Note the running processes without a limit.
+
+        An earlier daemon assigned them, and may have been killed before it answered.
+        """
         self._inherited = {
             processid: running.executorid
             for processid, (_, running, _) in self.processes.running.entries.items()
@@ -249,9 +260,11 @@ class Assigner(Observer):
         }
 
     def silent(self, colony: str, executors: Container[str]) -> list[str]:
-        """Ids of processes that would run for ever if their executors never heard of them.
+        """Return the ids of running processes that may never end because their executor may not
+        know of them.
 
-        They have run since before this daemon began, without a limit; of some executors.
+        They have no time limit, ran before this daemon began, and no call has named them since.
+        Only processes of the given executors are returned.
         """
         known = self.processes.running.entries
         for processid in [each for each in self._inherited if each not in known]:
@@ -264,7 +277,10 @@ class Assigner(Observer):
         ]
 
     async def give_back(self, handed: PendingAssignment) -> None:
-        """The answer is lost; while the store is away, `look_again` goes on."""
+        """Put back a process whose answer is lost.
+
+        If the store does not answer, `look_again` repeats it.
+        """
         process = handed.process
         if self._unheard.get(process.processid) is not handed:
             return
@@ -280,7 +296,7 @@ class Assigner(Observer):
             await self._look(process.processid)
 
     def _doubt(self, process: Process) -> None:
-        """This hand-out may have happened, and nobody works on it."""
+        """Note that this assignment may have happened, and that no executor works on it."""
         doubt = self._doubtful.get(process.processid)
         if doubt is None or doubt.attempt != process.attempt:
             doubt = _UncertainAssignment(process.colonyname, process.attempt, set(), 0)
@@ -291,13 +307,14 @@ class Assigner(Observer):
             self._doubtful.popitem(last=False)
 
     def doubts(self, processid: str) -> bool:
-        """Whether a process may have been handed out without anybody knowing."""
+        """Return whether an assignment of this process is uncertain."""
         return processid in self._doubtful
 
     async def look_again(self) -> None:
-        """Put back what was handed out without anybody knowing, as far as the store tells by now.
+        """Put processes with uncertain assignments back, if the store shows that they run.
 
-        To be called every few seconds. Raises EtcdError or RpcError; what is left comes up again.
+        To be called every few seconds. Raises EtcdError or RpcError; the rest is tried at the next
+        call.
         """
         failure: EtcdError | RpcError | None = None
         for processid in list(self._doubtful):
@@ -306,7 +323,7 @@ class Assigner(Observer):
             except (EtcdError, RpcError) as error:
                 failure = error
                 if isinstance(error, EtcdUnavailable):
-                    break  # each of the others would wait for its timeout, too
+                    break  # each of the others would run into its timeout, too
         if failure is not None:
             raise failure
 
@@ -328,7 +345,7 @@ class Assigner(Observer):
             del self._doubtful[processid]
 
     def resume(self, colony: str) -> None:
-        """Assignments of a colony go on: every waiter looks again."""
+        """Resume the assignments of a colony, and wake each of its polls."""
         self.paused.discard(colony)
         for (name, _), line in self._waiters.items():
             if name == colony:
@@ -336,13 +353,13 @@ class Assigner(Observer):
                     waiter.woken.set()
 
     def _pass_on(self, candidate: Candidate) -> None:
-        """A woken waiter leaves: whatever woke it may be for another one."""
+        """Wake another poll in place of a woken one that leaves."""
         find = self.processes.queue.find
         place = (candidate.colony, candidate.executortype)
         self._wake_first(place, lambda other: find(other, self.held) is not None)
 
     def _wake_first(self, place: tuple[str, str], suits: Callable[[Candidate], bool]) -> None:
-        """Wake the first waiter of a line for whom there is something; who is alike is like it."""
+        """Wake the first poll of a line that `suits`; equal candidates are asked about once."""
         vain = set[Candidate]()
         for waiter in self._waiters.get(place, {}):
             if waiter.woken.is_set() or waiter.candidate in vain:
@@ -362,8 +379,8 @@ class Assigner(Observer):
                 process = await self._assign(entry, executor)
             except (EtcdError, RpcError, _Raced) as error:
                 self.processes.queue.give_back(entry)
-                # Others may have looked in vain while it was taken; after lost races this poll,
-                # too, may look again.
+                # Other polls may have missed the entry while it was taken. After lost races this
+                # poll may search again, too.
                 self.offered(entry)
                 if isinstance(error, _Raced):
                     return None
@@ -371,7 +388,7 @@ class Assigner(Observer):
             finally:
                 self._starting[origin] -= 1
                 if process is None:
-                    self.freed(origin)  # the place it held may serve another
+                    self.freed(origin)  # another process may have the place
             if process is not None:
                 return process
         return None
@@ -384,22 +401,22 @@ class Assigner(Observer):
         return await self._assigned(entry, executor)
 
     async def _assigned(self, entry: QueueEntry, executor: Executor) -> Process | None:
-        """Assign the process of an entry; None when it waits no more.
+        """Assign the process of an entry; return None when it waits no more.
 
         Raises EtcdError, RpcError, and _Raced when each try lost to another write.
         """
         known = await self.processes.recall(entry.colony, entry.processid)
         doubted = entry.processid in self._doubtful
         if known is not None and (doubted or known[0].state != State.WAITING or known[0].peer):
-            # In doubt it may run by now; and while the store is away, that polls go on adds nothing
-            # to be looked for. Else the watch may be ahead of the answer to our own requeue: the
-            # store's word is final.
+            # A process with an uncertain assignment may run by now: another try without an answer
+            # would only add to the doubt. Without doubt, the watch may be ahead of the answer to
+            # our own requeue. In both cases the value in the store decides.
             known = await self.processes.load(entry.colony, entry.processid)
         for _ in range(_TRIES):
-            # One that a peer has is in our index only until the watch says that it left.
+            # A process with a peer is in this index only until the watch reports that it left.
             if known is None or known[0].state != State.WAITING or known[0].peer:
                 return None
-            # The poll may have waited for long: the executor may have another id, or be gone.
+            # The poll may have waited for long: the executor may have a new id, or be gone.
             worker = self.present(executor)
             step = store.assign(known[0], known[1], worker, self.processes.clock.now())
             try:
@@ -408,7 +425,8 @@ class Assigner(Observer):
                 self._doubt(step.process)
                 raise
             if result.succeeded:
-                # Whatever was doubted before began at a revision that is no more.
+                # Earlier uncertain assignments compared an older revision: they can't happen any
+                # more.
                 self._doubtful.pop(entry.processid, None)
                 self.processes.settle(step.process, result.revision)
                 return step.process

@@ -1,6 +1,7 @@
-"""The index of closed processes by what they have: completed for stores that were without it.
+"""Backfill of the index of closed processes, for stores of earlier releases.
 
-What closes a process writes its places itself; here is only what an earlier colonyd closed.
+The transaction that closes a process writes its index keys itself; only processes that an earlier
+colonyd closed are dealt with here.
 """
 
 from __future__ import annotations
@@ -31,14 +32,16 @@ _AT_ONCE = 30
 
 @dataclass
 class IndexBackfill:
-    """Several daemons may do the same at once: what is written twice is the same."""
+    """Writes the missing index keys. Several daemons may do so at once: they write the same
+    keys.
+    """
 
     client: EtcdClient
     directory: Directory
     _complete: set[str] = field(default_factory=set)
 
     async def run(self) -> None:
-        """Complete the index of each colony, for ever."""
+        """Complete the index of each colony, until cancelled."""
         while True:
             for colony in [name for name, it in self.directory.rosters.items() if it.colony]:
                 if colony in self._complete:
@@ -50,7 +53,7 @@ class IndexBackfill:
             await trio.sleep(_AGAIN)
 
     async def complete(self, colony: str) -> int:
-        """Complete the index of one colony; returns how many processes were looked at.
+        """Complete the index of one colony; return how many processes were looked at.
 
         Raises EtcdError: StoreFull when the store takes no more.
         """
@@ -72,7 +75,7 @@ class IndexBackfill:
         return looked_at
 
     async def _add(self, colony: str, state: State, marks: list[KeyValue]) -> None:
-        """Add the places of closed processes, of each if it is still there."""
+        """Write the index keys of closed processes, except of processes that are gone."""
         prefix, ops = keys.closed_prefix(colony, state), list[Put]()
         for kv in marks:
             endtime, processid = keys.ascending(number_of(kv.key, prefix)), _id(kv)

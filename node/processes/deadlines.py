@@ -1,7 +1,7 @@
-"""What becomes of processes whose deadlines have passed: failed, or back in the queue.
+"""Deadlines of processes: a late process fails, or goes back into the queue.
 
-`processes.queue` knows which are late, `store.work.processes` the transactions; the clock is the
-node's.
+`processes.queue` knows which are late, `store.work.processes` has the transactions; the clock is
+the node's.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from node.store.work import processes as store
 
 
 async def expire(processes: Processes, assigner: Assigner) -> None:
-    """Deal with every deadline that has passed; what could not be dealt with comes up again.
+    """End or put back every process whose deadline has passed.
 
-    So does every hand-out of which nobody knows whether it happened (`Assigner.look_again`).
-    Raises the last exception that kept one from being dealt with: none keeps the others waiting.
+    A process that could not be changed comes up again at the next call, and keeps no other one
+    waiting; the same holds for uncertain assignments (`Assigner.look_again`). Raises the last
+    exception.
     """
     now = processes.clock.steady()
     failure: Exception | None = None
@@ -47,11 +48,12 @@ async def expire(processes: Processes, assigner: Assigner) -> None:
 def _late_start(
     processes: Processes, deadline: int, process: Process, revision: int
 ) -> store.Transition | None:
-    """End a process that waits past the `deadline` (as stored) that has come, if it is still that.
+    """End a process that waits past its `deadline` (Unix ns, as stored), unless that has changed
+    since.
 
-    The wall clock is not asked: it may have been set since the deadline was given.
+    The wall clock is not read: it may have been set since the deadline was given.
     """
-    # What a peer has ends by the deadlines of its forward.
+    # A process with a peer ends by the deadlines of its forward.
     away = process.peer and not process.waitforparents
     if process.state != State.WAITING or away or process.waitdeadline != deadline:
         return None
@@ -62,7 +64,7 @@ def _late_start(
 def _late_end(
     processes: Processes, deadline: int, process: Process, revision: int
 ) -> store.Transition | None:
-    """End, or put back, a process that runs past the deadline that has come; as `_late_start`."""
+    """End a process that runs past its deadline, or put it back; otherwise as `_late_start`."""
     if process.state != State.RUNNING or process.execdeadline != deadline:
         return None
     now = processes.clock.now()

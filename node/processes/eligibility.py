@@ -1,6 +1,6 @@
-"""What waits, and who could take it: values in, values out, from the indexes of a node.
+"""Eligibility: which executors could take the waiting processes, from the indexes of a node.
 
-Whether another colony may take it is asked of the hooks by those who call; nothing here waits.
+Values in, values out. Whether a process may go to another colony, the caller asks the hooks.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from node.model.types import Executor, ExecutorState, Waiting
 from node.processes.queue import Queue
 from node.store.directory import Roster
 
-_MOST_LANES = 10_000  # of all colonies, that are looked at
+_MOST_LANES = 10_000  # lanes of all colonies that are looked at
 _MOST_LOOKED = 1_000  # processes looked at one by one
-_MOST_OF_LANE = 200  # ... of those that ask for the same type, or name the same executor
+_MOST_OF_LANE = 200  # ... of those with the same executor type, or the same executor name
 
 
 @dataclass(frozen=True)
 class Unschedulable:
-    """Waiting processes that none of the registered executors can take, for one reason.
+    """Waiting processes that no registered executor can take, for one reason.
 
-    `first` is the id of one of them; there may be more than `count` where `more` says so.
+    `first` is the id of one of them. With `more` there may be more than `count`.
     """
 
     executortype: str
@@ -36,7 +36,7 @@ class Unschedulable:
 
 @dataclass
 class ExecutorPool:
-    """The executors of a colony by type, as far as what is registered tells what they can take."""
+    """The executors of a colony by type, with what their registration says that they can take."""
 
     approved: dict[str, dict[str, str]] = field(default_factory=dict)
     pending: dict[str, list[str]] = field(default_factory=dict)
@@ -44,7 +44,9 @@ class ExecutorPool:
 
     @classmethod
     def of(cls, roster: Roster) -> ExecutorPool:
-        """That of a colony: approved executors with their places, and those not approved yet."""
+        """Return the executors of a colony: the approved ones with their locations, and the
+        others.
+        """
         pool = cls()
         for each in roster.executors.values():
             pool._add(each)
@@ -60,7 +62,7 @@ class ExecutorPool:
             self._places.setdefault(kind, set()).add(place)
 
     def able(self, executortype: str, waiting: Waiting) -> list[str]:
-        """Names of the approved executors that a process may be handed to."""
+        """Return the names of the approved executors that may have a process."""
         place = waiting.locationname.lower()
         there = self.approved.get(executortype, {})
         names: Iterable[str] = waiting.executornames or there
@@ -75,7 +77,9 @@ class ExecutorPool:
         )
 
     def trouble(self, executortype: str, waiting: Waiting) -> tuple[str, str]:
-        """Why no approved executor can take a process, and what to do; empty if one can."""
+        """Return why no approved executor can take a process, and the next step; ("", "") if one
+        can.
+        """
         if self._any(executortype, waiting):
             return "", ""
         names = [name for name in waiting.executornames if name]
@@ -107,7 +111,9 @@ class ExecutorPool:
 
 
 def unschedulable(queue: Queue, roster: Roster, colony: str, most: int) -> list[Unschedulable]:
-    """The first `most` kinds of waiting processes of a colony that no executor of it can take."""
+    """Return the first `most` kinds of waiting processes that no executor of the colony can
+    take.
+    """
     pool, found = ExecutorPool.of(roster), list[Unschedulable]()
     room = _MOST_LOOKED
     for executortype, entries, size in islice(queue.lanes(colony, _MOST_LANES), most * 50):
@@ -123,7 +129,8 @@ def unschedulable(queue: Queue, roster: Roster, colony: str, most: int) -> list[
         for reason, count in reasons.items():
             if reason[0]:
                 cut = len(looked) == limit
-                # Without any executor of the type, what was not looked at waits in vain as well.
+                # Without any executor of the type, the processes that were not looked at can't run
+                # either.
                 whole = cut and executortype not in pool.approved and len(reasons) == 1
                 number = size if whole else count
                 more = cut and not whole

@@ -1,4 +1,4 @@
-"""What a node offers to those who build on it: where a submission may go, and what is told.
+"""The extension of a node by another package: where a submission may go, and which events are told.
 
 A node without hooks is complete; federation gives its own.
 """
@@ -30,30 +30,37 @@ class Hooks:
     home: str = ""
 
     def peer_of(self, colonyname: str) -> str | None:
-        """Id of the trusted peer that `colonyname` names (by name or id), or None."""
+        """Return the id of the trusted peer that `colonyname` names (by name or id), or None."""
         return None
 
     def ambiguity(self, colonyname: str) -> str:
-        """Which trusted peers a name may mean, in a sentence, if it is that of several; else ""."""
+        """Return which trusted peers a name may mean, in a sentence, if it is ambiguous; else
+        "".
+        """
         return ""
 
     def unknown(self, colonyname: str) -> bool:
-        """Whether a name that is no trusted peer's can't be meant at all: no colony here has it."""
+        """Return whether a name that is no trusted peer's can't be meant at all: no colony here has
+        it.
+        """
         return False
 
     def route(self, process: Process) -> str:
-        """Id of the peer that a process goes to which names none, or "" when it stays.
+        """Return the id of the peer for a process that names none, or "" when it stays.
 
-        Asked when it is submitted or ready; `forwarding` follows before anything else happens.
+        Called when the process is submitted or ready; `forwarding` follows before anything else
+        happens.
         """
         return ""
 
     def may_leave(self, process: Process) -> str:
-        """Where a waiting process may go from here by itself, as things are, in words; else ""."""
+        """Return where a waiting process may go from here without a person's decision, in words, or
+        "".
+        """
         return ""
 
     def forwarding(self, process: Process) -> Addition:
-        """What joins the transaction that submits a process with a peer."""
+        """Return the operations that join the transaction of submitting a process with a peer."""
         return Addition()
 
     def forwards(self) -> int:
@@ -61,42 +68,45 @@ class Hooks:
         return 0
 
     def away(self) -> Collection[str]:
-        """Ids of the processes that are on their way to other colonies, or are there."""
+        """Return the ids of the processes that are on their way to other colonies, or are there."""
         return ()
 
     def cancelling(self, process: Process) -> Addition:
-        """What joins the transaction that cancels a process with a peer."""
+        """Return the operations that join the transaction of cancelling a process with a peer."""
         return Addition()
 
     def removable(self, process: Process) -> str:
-        """Why a closed process must not be removed yet, or ""."""
+        """Return why a closed process must not be removed yet, or ""."""
         return ""
 
     async def record(self, process: Process) -> dict[str, Any]:
-        """What history keeps of a closed process beside what the node knows, such as who signed it.
+        """Return what history keeps of a closed process in addition, such as the evidence of a
+        peer.
 
-        Values as JSON has them, and bytes. Raises EtcdError: then the process stays for now.
+        The values are those of JSON, and bytes. Raises EtcdError: then the process stays in the
+        store for now.
         """
         return {}
 
     def most_running(self, origin: str) -> int:
-        """How many processes of the colony `origin` may be handed out here at once; 0: any."""
+        """Return how many processes of the colony `origin` may run here at once; 0: any number."""
         return 0
 
     async def clock_set(self, by: int, before: int) -> None:
-        """The wall clock was set by so many ns, when it would have shown `before`, in Unix ns.
+        """Adjust to a wall clock that was set by `by` ns, when it would have shown `before` (Unix
+        ns).
 
         Raises EtcdError.
         """
 
     def submitted(self, process: Process) -> None:
-        """A process with a peer is in the store."""
+        """Note that a process with a peer is in the store."""
 
     def progressed(self, process: Process) -> None:
-        """A process that came from elsewhere, or went there, has something new to be told.
+        """Note that a process which came from a peer, or went to one, has an update.
 
-        It started, logged, has other output or attributes, or a message in a channel.
+        It started, logged, got other output or attributes, or a message in a channel.
         """
 
     def closed(self, process: Process) -> None:
-        """A process was closed; called once the store has it."""
+        """Note that a process was closed; called once the store has it."""

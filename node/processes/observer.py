@@ -1,4 +1,4 @@
-"""What `processes.service` tells those who follow processes: one method an event."""
+"""The observers of processes: one method for each event that `processes.service` reports."""
 
 from __future__ import annotations
 
@@ -7,22 +7,27 @@ from node.processes.queue import QueueEntry
 
 
 class Observer:
-    """Follows processes; override the events that matter. None of them may wait or raise."""
+    """Is told of events of processes. Subclasses override the events that they need.
+
+    No method may wait or raise.
+    """
 
     def changed(self, process: Process, revision: int) -> None:
-        """This daemon wrote a process, at `revision`."""
+        """Note that this daemon wrote a process, at `revision`."""
 
     def moved(self, processid: str) -> None:
-        """The watch told of a write to a process, by whichever daemon."""
+        """Note that the watch reported a write to a process, by any daemon."""
 
     def stepped(self, colony: str, graphid: str, revision: int) -> None:
-        """A step of a workflow was written at `revision`, by whichever daemon."""
+        """Note that a step of a workflow was written at `revision`, by any daemon."""
 
     def offered(self, entry: QueueEntry) -> None:
-        """A process waits that an executor may have."""
+        """Note that a process waits that an executor may have."""
 
     def freed(self, origin: str) -> None:
-        """A process that came from the colony `origin` ("": it is our own) runs no more."""
+        """Note that a process of the colony `origin` ("": of our own) no longer runs."""
 
     def listed(self) -> None:
-        """The indexes were filled from a listing of the store: any process may have changed."""
+        """Note that the indexes were filled from a listing of the store: any process may have
+        changed.
+        """

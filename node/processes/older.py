@@ -1,6 +1,6 @@
-"""Reads from processes what older releases did not keep in their queue keys.
+"""Queue entries of older releases: what their keys lack is read from the processes.
 
-Without the priority and the limit of waiting nobody can tell what a clock that was ahead left.
+Without the priority and the limit of waiting, nothing tells what a clock that was ahead wrote.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _AT_ONCE = 200  # entries looked at without a pause
 
 
 async def complete(processes: Processes) -> None:
-    """Complete the entries of older releases that have a time of the future. Raises EtcdError.
+    """Complete the entries of older releases that have a time in the future. Raises EtcdError.
 
-    The others are not read: nothing of them can be wrong.
+    Other entries are not read: none of their times can be wrong.
     """
     wanted: dict[str, list[QueueEntry]] = {}
     now = processes.clock.now() + _SLACK

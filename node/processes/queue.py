@@ -1,8 +1,8 @@
-"""Which waiting process an executor gets, who waits for one, and whose deadline has passed.
+"""The queue in memory: which waiting process an executor gets, and whose deadline has passed.
 
 Values in, values out: an index that store events rebuild, without I/O. The order is upstream's
-priority time, smallest first, then the process id. When a stored deadline has come is told by the
-function that is handed in as `due_at`: a clock that is set must neither hasten nor put off an end.
+priority time, smallest first, then the process id. `due_at` translates stored deadlines to a clock
+that is never set: setting the wall clock must neither hasten nor delay an end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sortedcontainers import SortedSet
 
 from node.model.types import SECOND, Running, Waiting
 
-# The lane of those that nobody may have yet: no executor's name has a "/".
+# The lane of blocked processes, which no executor may have: no executor's name has a "/".
 _NOBODY = "/"
 
 
@@ -37,9 +37,9 @@ class Candidate:
 class QueueEntry:
     """One waiting process in the index, with the revision of its queue key.
 
-    `prioritytime` is the one that it stands by here, which is not of the future (`steps.place`);
-    `moved` is whether the store has another one.
-    A `blocked` one waits for others: it is listed and has deadlines, and nobody gets it.
+    `prioritytime` is its place here, which is never in the future (`host.clock.place`); with
+    `moved` the store has another one. A `blocked` process waits for others: it is listed and has
+    deadlines, and no executor gets it.
     """
 
     colony: str
@@ -53,7 +53,7 @@ class QueueEntry:
 
 
 def matches(candidate: Candidate, waiting: Waiting) -> bool:
-    """Whether the executor may be handed the process (type and colony are already equal)."""
+    """Return whether an executor may have a process; type and colony are equal already."""
     if waiting.executornames and candidate.name not in waiting.executornames:
         return False
     if waiting.locationname and waiting.locationname.lower() != candidate.location.lower():
@@ -65,10 +65,11 @@ def matches(candidate: Candidate, waiting: Waiting) -> bool:
 
 @dataclass
 class DeadlineHeap:
-    """When which process is due, in ns of one clock; who has left before leaves nothing for long.
+    """Deadlines of processes, in ns of one clock. Dropped processes are removed from the heap in
+    time.
 
-    `least` is how long the heap may always be. Beyond it, no more than half of it is of those
-    who left: a heap can't be searched, and deadlines may be days away.
+    The heap may always have `least` items. Beyond that, at most half of its items are of dropped
+    processes: a heap can't be searched, and deadlines may be days away.
     """
 
     least: int = 1024
@@ -76,7 +77,7 @@ class DeadlineHeap:
     _heap: list[tuple[int, str]] = field(default_factory=list)
 
     def set(self, processid: str, deadline: int) -> None:
-        """From now on the process is due at `deadline`, 0 for never."""
+        """Set the deadline of a process, 0 for none."""
         if not deadline:
             self.drop(processid)
             return
@@ -89,15 +90,15 @@ class DeadlineHeap:
             heapq.heapify(self._heap)
 
     def get(self, processid: str) -> int:
-        """When the process is due, 0 for never."""
+        """Return the deadline of a process, 0 for none."""
         return self._now.get(processid, 0)
 
     def drop(self, processid: str) -> None:
-        """The process is not due any more."""
+        """Remove the deadline of a process."""
         self._now.pop(processid, None)
 
     def before(self, now: int) -> list[str]:
-        """Ids of the processes that were due before `now`, the first first; each is told once."""
+        """Return the ids of the processes that were due before `now`, earliest first, each once."""
         found = []
         while self._heap and self._heap[0][0] < now:
             deadline, processid = heapq.heappop(self._heap)
@@ -107,16 +108,16 @@ class DeadlineHeap:
         return found
 
     def __len__(self) -> int:
-        """How much is kept."""
+        """Return the number of items in the heap."""
         return len(self._heap)
 
 
 def _as_stored(deadline: int, limit: int) -> int:
-    """When a deadline has come, for who has no clock beside that of the deadlines."""
+    """Return a stored deadline unchanged: for a queue without another clock."""
     return deadline
 
 
-# Due as soon as anybody looks: the earliest moment that is one.
+# The earliest deadline: the next call of `overdue` returns the process.
 _AT_ONCE = 1
 
 
@@ -124,23 +125,24 @@ _AT_ONCE = 1
 class Queue:
     """The waiting processes of all colonies.
 
-    Processes that name executors stand in a lane of each name, so that they never slow the
-    scan of an executor that they do not name. Each lane has a track for every colony that
-    processes came from.
+    A process that names executors stands in a lane of each name, so that it never slows the search
+    for an executor that it does not name. Each lane has a track for every colony that processes
+    came from.
     """
 
     entries: dict[str, QueueEntry] = field(default_factory=dict)
     _lanes: dict[tuple[str, str, str], dict[str, SortedSet[tuple[int, str]]]] = field(
         default_factory=dict
     )
-    # How many are of a member, by colony and name, and of all members, by colony and "".
+    # How many processes each member has, by colony and name, and all members together, by colony
+    # and "".
     owners: dict[tuple[str, str], int] = field(default_factory=dict)
     _labels: dict[tuple[str, str], SortedSet[tuple[int, str]]] = field(default_factory=dict)
     _origins: Counter[str] = field(default_factory=Counter)
     _taken: dict[str, int] = field(default_factory=dict)
     _counts: Counter[str] = field(default_factory=Counter)
     due: DeadlineHeap = field(default_factory=DeadlineHeap)
-    # From a stored deadline (Unix ns) and the ns it was given for, 0 if unknown.
+    # Gets a stored deadline (Unix ns) and the ns it was given for, 0 if unknown.
     due_at: Callable[[int, int], int] = field(default=_as_stored, repr=False, compare=False)
 
     def _lanes_of(self, entry: QueueEntry) -> list[tuple[str, str, str]]:
@@ -148,7 +150,7 @@ class Queue:
         return [(entry.colony, entry.executortype, name) for name in names]
 
     def add(self, entry: QueueEntry) -> bool:
-        """Add or replace; False if it is old news of an entry already taken or known."""
+        """Add or replace an entry. Returns False unless it is newer than the known or taken one."""
         if self.is_old(entry.processid, entry.revision):
             return False
         known = self.entries.get(entry.processid)
@@ -168,7 +170,7 @@ class Queue:
         for lane in self._lanes_of(entry):
             tracks = self._lanes.setdefault(lane, {})
             places = tracks.get(origin)
-            if places is None:  # making a set costs more than all else here
+            if places is None:  # making a set costs more than the rest
                 places = tracks[origin] = SortedSet()
             places.add(_place(entry))
         if waiting.label:
@@ -179,7 +181,7 @@ class Queue:
         return True
 
     def move(self, processid: str, prioritytime: int) -> None:
-        """Let a waiting process stand elsewhere in the order."""
+        """Give a waiting process another place in the order."""
         known = self.entries.get(processid)
         if known is None or known.prioritytime == prioritytime:
             return
@@ -193,13 +195,17 @@ class Queue:
         self.entries[processid] = moved
 
     def complete(self, entry: QueueEntry, waiting: Waiting) -> None:
-        """Let an entry that still stands here have what its key lacks; its deadline is due anew."""
+        """Add the fields that the key of an entry lacks, if the entry is still here; set its
+        deadline anew.
+        """
         if self.entries.get(entry.processid) is entry:
             self._drop(entry)
             self.add(replace(entry, waiting=waiting))
 
     def is_old(self, processid: str, revision: int) -> bool:
-        """Whether `add` would refuse this news: it is cheaper to ask than to decode them."""
+        """Return whether `add` would refuse this revision: asking first saves decoding the
+        value.
+        """
         if self._taken.get(processid, -1) >= revision:
             return True
         known = self.entries.get(processid)
@@ -232,7 +238,7 @@ class Queue:
                 del self._labels[label]
 
     def remove(self, processid: str, revision: int | None = None) -> None:
-        """The queue key is gone from the store, since `revision` if that is known."""
+        """Remove an entry whose queue key is gone, since `revision` if that is known."""
         if revision is None or self._taken.get(processid, -1) <= revision:
             self._taken.pop(processid, None)
         entry = self.entries.get(processid)
@@ -242,9 +248,10 @@ class Queue:
     def find(
         self, candidate: Candidate, held: Callable[[str], bool] | None = None
     ) -> QueueEntry | None:
-        """The first process in order that the executor may have.
+        """Return the first process in order that the executor may have, or None.
 
-        `held` tells which colonies have as much running as they may: none of theirs is found.
+        Processes of a colony for which `held` returns True are passed over: it has as much running
+        as it may.
         """
         best: QueueEntry | None = None
         for name in ("", candidate.name):
@@ -262,7 +269,7 @@ class Queue:
         return best
 
     def offers(self, candidate: Candidate, origin: str) -> bool:
-        """Whether a process waits that came from one colony and that the executor may have."""
+        """Return whether a process of the colony `origin` waits that the executor may have."""
         return any(
             matches(candidate, self.entries[processid].waiting)
             for name in ("", candidate.name)
@@ -272,22 +279,24 @@ class Queue:
         )
 
     def count_of(self, origin: str) -> int:
-        """How many processes that came from one colony wait."""
+        """Return how many processes of the colony `origin` wait."""
         return self._origins[origin]
 
     def take(self, entry: QueueEntry) -> None:
-        """Hide an entry while its transaction runs, so that nobody else here tries it."""
+        """Hide an entry while its transaction runs, so that no other poll of this daemon
+        tries it.
+        """
         self._drop(entry)
         self._taken[entry.processid] = entry.revision
 
     def give_back(self, entry: QueueEntry) -> None:
-        """The transaction did not happen: the entry is as before."""
+        """Show a hidden entry again: its transaction did not happen."""
         if self._taken.get(entry.processid) == entry.revision:
             del self._taken[entry.processid]
             self.add(entry)
 
     def replace(self, entries: dict[str, QueueEntry]) -> None:
-        """The store was listed anew: what is not in `entries` is gone."""
+        """Replace all entries after a new listing of the store."""
         for processid in [known for known in self.entries if known not in entries]:
             self.remove(processid)
         for processid in [taken for taken in self._taken if taken not in entries]:
@@ -296,11 +305,13 @@ class Queue:
             self.add(entry)
 
     def overdue(self, now: int) -> list[QueueEntry]:
-        """Entries that were due before `now`, by the clock of `due_at`; each is returned once."""
+        """Return the entries that were due before `now`, by the clock of `due_at`; each is returned
+        once.
+        """
         return [self.entries[processid] for processid in self.due.before(now)]
 
     def again(self, entry: QueueEntry) -> None:
-        """An overdue entry could not be dealt with: `overdue` returns it once more."""
+        """Let `overdue` return an entry once more, which could not be dealt with."""
         if entry.processid in self.entries and not self.due.get(entry.processid):
             self.due.set(entry.processid, _AT_ONCE)
 
@@ -312,9 +323,9 @@ class Queue:
         label: str = "",
         after: QueueEntry | None = None,
     ) -> Iterator[QueueEntry]:
-        """The waiting processes of a colony, in order; the queue must not change meanwhile.
+        """Return the waiting processes of a colony in order; the queue must not change meanwhile.
 
-        Those of one executor type or with one label, if it is given, and those behind `after`.
+        Only those of `executortype` or with `label`, if given, and only those behind `after`.
         """
         if label:
             tracks = [self._labels.get((colony, label), SortedSet())]
@@ -327,15 +338,16 @@ class Queue:
             ]
         last = begin = None if after is None else _place(after)
         for place in heapq.merge(*(track.irange(begin) for track in tracks)):
-            # Who names several executors stands in as many lanes, and so comes as often in a row.
+            # A process that names several executors stands in several lanes: it comes several times
+            # in a row.
             if place != last:
                 yield self.entries[place[1]]
             last = place
 
     def lanes(self, colony: str, most: int) -> Iterator[tuple[str, Iterator[QueueEntry], int]]:
-        """What executors may be handed, by what it asks: the type, the processes, how many.
+        """Return the lanes of a colony: executor type, its processes, and how many there are.
 
-        One that names several executors comes with the first of them only, and is counted for
+        A process that names several executors comes with the first one only, and is counted for
         each. Looks at `most` lanes of all colonies; the queue must not change meanwhile.
         """
         for (name, executortype, lane), tracks in islice(self._lanes.items(), most):
@@ -350,7 +362,7 @@ class Queue:
                 yield executortype, entries, sum(map(len, tracks.values()))
 
     def ahead(self, entry: QueueEntry) -> int:
-        """How many processes that ask for the same come before one."""
+        """Return how many processes come before an entry in its lanes."""
         place = _place(entry)
         return sum(
             places.bisect_left(place)
@@ -359,9 +371,9 @@ class Queue:
         )
 
     def depths(self, colony: str) -> dict[str, int]:
-        """How many processes of a colony wait for each executor type.
+        """Return how many processes of a colony wait, by executor type.
 
-        Who names several executors counts once for each: it is a measure of load.
+        A process that names several executors is counted once for each: this measures load.
         """
         found: Counter[str] = Counter()
         for (name, executortype, lane), tracks in self._lanes.items():
@@ -370,13 +382,13 @@ class Queue:
         return dict(found)
 
     def count(self, colony: str) -> int:
-        """How many processes of a colony wait."""
+        """Return how many processes of a colony wait."""
         return self._counts[colony]
 
 
 def count_owner(owners: dict[tuple[str, str], int], colony: str, name: str, more: int) -> None:
-    """Count something of a member, and of its colony, up or down."""
-    # Twice the same lines: this is in the way of every process, and a loop costs as much again.
+    """Add `more` to the count of a member, and to that of its colony."""
+    # The same lines twice: they run for every process, and a loop costs as much again.
     place = (colony, name)
     if there := owners.get(place, 0) + more:
         owners[place] = there
@@ -397,8 +409,8 @@ def _place(entry: QueueEntry) -> tuple[int, str]:
 class RunningSet:
     """The running processes of all colonies and their deadlines.
 
-    Revisions are those of the writes: our own transactions and the watch tell the same news, and
-    the later of the two to arrive must not undo what has happened since.
+    Revisions are those of the writes. Our own transactions and the watch report the same change;
+    the later report must not undo what has happened since.
     """
 
     entries: dict[str, tuple[str, Running, int]] = field(default_factory=dict)
@@ -411,14 +423,16 @@ class RunningSet:
     due_at: Callable[[int, int], int] = field(default=_as_stored, repr=False, compare=False)
 
     def is_old(self, processid: str, revision: int) -> bool:
-        """Whether `add` would refuse this news: it is cheaper to ask than to decode them."""
+        """Return whether `add` would refuse this revision: asking first saves decoding the
+        value.
+        """
         known = self.entries.get(processid)
         if known is not None and known[2] >= revision:
             return True
         return self._ended.get(processid, -1) >= revision
 
     def add(self, colony: str, processid: str, running: Running, revision: int) -> None:
-        """Add or replace, unless it is old news."""
+        """Add or replace a process, unless a newer revision of it is known."""
         if self.is_old(processid, revision):
             return
         known, due = self.entries.get(processid), 0
@@ -456,14 +470,16 @@ class RunningSet:
             del self._order[colony]
 
     def end(self, processid: str, revision: int) -> None:
-        """A transaction of ours took the running key away; the watch has yet to say so."""
+        """Remove a process that a transaction of this daemon ended; the watch has yet to report
+        that.
+        """
         known = self.entries.get(processid)
         if known is not None and known[2] < revision:
             self._drop(processid)
             self._ended[processid] = revision
 
     def remove(self, processid: str, revision: int) -> None:
-        """The running key is gone from the store."""
+        """Remove a process whose running key is gone from the store."""
         if self._ended.get(processid, -1) <= revision:
             self._ended.pop(processid, None)
         known = self.entries.get(processid)
@@ -471,7 +487,7 @@ class RunningSet:
             self._drop(processid)
 
     def replace(self, entries: dict[str, tuple[str, Running, int]]) -> None:
-        """The store was listed anew."""
+        """Replace all processes after a new listing of the store."""
         for processid in [known for known in self.entries if known not in entries]:
             self._drop(processid)
         for processid in [ended for ended in self._ended if ended not in entries]:
@@ -480,7 +496,9 @@ class RunningSet:
             self.add(colony, processid, running, revision)
 
     def overdue(self, now: int) -> list[tuple[str, str, Running]]:
-        """(colony, process id, running) that were due before `now`, as in `Queue`; each once."""
+        """Return (colony, process id, running) of processes that were due before `now`; each
+        once.
+        """
         found = []
         for processid in self.due.before(now):
             colony, running, _ = self.entries[processid]
@@ -488,12 +506,12 @@ class RunningSet:
         return found
 
     def again(self, processid: str) -> None:
-        """An overdue process could not be dealt with: `overdue` returns it once more."""
+        """Let `overdue` return a process once more, which could not be dealt with."""
         if processid in self.entries and not self.due.get(processid):
             self.due.set(processid, _AT_ONCE)
 
     def of_executor(self, colony: str, executorid: str) -> list[str]:
-        """Ids of the processes that an executor runs."""
+        """Return the ids of the processes that an executor runs."""
         return [
             processid
             for processid, (home, running, _) in self.entries.items()
@@ -501,20 +519,23 @@ class RunningSet:
         ]
 
     def origin_of(self, processid: str) -> str:
-        """Id of the colony that a running process came from, "" for ours and unknown ones."""
+        """Return the id of the colony that a running process came from; "" if it is ours or
+        unknown.
+        """
         known = self.entries.get(processid)
         return known[1].origin if known else ""
 
     def count_of(self, origin: str) -> int:
-        """How many processes that came from one colony run."""
+        """Return how many processes of the colony `origin` run."""
         return self._origins[origin]
 
     def in_order(
         self, colony: str, after: tuple[str, Running] | None = None
     ) -> Iterator[tuple[str, Running]]:
-        """The running processes of a colony by start time; the set must not change meanwhile.
+        """Return the running processes of a colony by start time; the set must not change
+        meanwhile.
 
-        Those behind `after`, if it is given.
+        Only those behind `after`, if given.
         """
         begin = None if after is None else (after[1].starttime, after[0])
         order = self._order.get(colony, SortedSet())
@@ -522,5 +543,5 @@ class RunningSet:
             yield processid, self.entries[processid][1]
 
     def count(self, colony: str) -> int:
-        """How many processes of a colony run."""
+        """Return how many processes of a colony run."""
         return len(self._order.get(colony, ()))

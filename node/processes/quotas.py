@@ -1,6 +1,6 @@
 """Quotas: the most that one member, executor, generator or colony may have here.
 
-Each is a setting of `[quotas]`; a refusal names it. Who may ask at all is decided before.
+Each is a setting of `[quotas]`, which a refusal names. The right to the call is checked before.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from node.processes.queue import Queue, RunningSet, count_owner
 
 _LOGGING = 4096  # processes whose lines are counted
 
-# Of the processes that a member may have open, the part that its crons and generators may fill:
-# what runs by the clock must not keep the member itself from submitting.
+# The part of a member's open processes that its crons and generators may fill: they must not keep
+# the member itself from submitting.
 TIMED = 0.5
 
 
 @dataclass
 class Quotas:
-    """The limits that are in force, and the indexes that tell how much of them is used.
+    """The limits in force, and the indexes that tell how much of them is used.
 
-    `queue` and `running` know the processes that are open: waiting, blocked by others, or running.
+    `queue` and `running` know the open processes: waiting, blocked by others, or running.
     """
 
     queue: Queue = field(default_factory=Queue)
@@ -33,7 +33,7 @@ class Quotas:
     limits: QuotasConfig = field(default_factory=QuotasConfig)
     # Processes that are being submitted, by colony and name, and by colony and "".
     _coming: dict[tuple[str, str], int] = field(default_factory=dict)
-    # Lines that running processes logged, of those that did last.
+    # Lines that running processes logged, for the processes that logged last.
     _lines: OrderedDict[str, int] = field(default_factory=OrderedDict)
 
     def require(self, setting: str, whose: str, there: int, what: str, more: int = 1) -> None:
@@ -46,7 +46,9 @@ class Quotas:
             )
 
     def open(self, colony: str, name: str = "") -> int:
-        """How many processes a member has open or is submitting; without a name, all members."""
+        """Return how many processes a member has open or is submitting; without a name, all
+        members.
+        """
         place = (colony, name)
         return (
             self.queue.owners.get(place, 0)
@@ -59,7 +61,7 @@ class Quotas:
     ) -> None:
         """Raise TooMany unless a member may have `count` processes more.
 
-        With `timed` it is a cron or generator of the member that starts them.
+        With `timed`, a cron or generator of the member starts them.
         """
         limits = self.limits
         most, all_most = limits.member_processes, limits.colony_processes
@@ -80,17 +82,14 @@ class Quotas:
         count_owner(self._coming, colony, name, count)
 
     def end(self, colony: str, name: str, count: int = 1) -> None:
-        """The processes that `begin` counted are in the indexes, or were not submitted."""
+        """Uncount the processes of `begin`: they are in the indexes, or were not submitted."""
         count_owner(self._coming, colony, name, -count)
 
     @contextmanager
     def processes(
         self, colony: str, name: str, count: int = 1, *, timed: bool = False
     ) -> Iterator[None]:
-        """A block that submits `count` processes of a member: they count from its beginning.
-
-        Raises TooMany.
-        """
+        """Count `count` processes of a member while the block submits them. Raises TooMany."""
         self.begin(colony, name, count, timed=timed)
         try:
             yield

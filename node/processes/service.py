@@ -1,8 +1,8 @@
 """Processes of the colonies hosted here: submit, change, close, and read.
 
-The shell around `store.work.processes` and `processes.queue`: it runs transactions and keeps the
-indexes in step, and tells its observers. Who may ask is decided by the caller, who gets what by
-`processes.assignment`, what is late by `deadlines`.
+The shell around `store.work.processes` and `processes.queue`: it runs transactions, keeps the
+indexes in step, and tells its observers. The caller checks rights, `processes.assignment` picks
+executors, `deadlines` ends late processes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from node.store.work import processes as store
 from node.store.work.submissions import shrink
 from node.tasks.offload import apart
 
-# A lost race is tried again with fresh values; this many in a row means something is wrong.
+# Tries of one change, each with fresh values after a lost race. More mean that something is wrong.
 _TRIES = 8
 _CACHE = 2048
 # Processes read in one transaction; fewer where they are large.
@@ -41,7 +41,7 @@ _MANY = 40
 
 
 class Processes:
-    """`clock` tells when deadlines have come; `limits` are the quotas."""
+    """The processes of a node. `clock` tells when deadlines have come; `limits` are the quotas."""
 
     def __init__(
         self,
@@ -58,27 +58,27 @@ class Processes:
         self.running = RunningSet(due_at=clock.due)
         self.quotas = Quotas(self.queue, self.running, limits or QuotasConfig())
         self.reads = Reads(client)
-        # The watch has told every write before this revision. What it told and took back is no
-        # more: an answer that comes later must not bring it back.
+        # The watch has reported every write before this revision. An answer that comes later must
+        # not bring back an entry that the watch has removed.
         self.told = 0
         self._observers: tuple[Observer, ...] = ()
         self._cache = OrderedDict[str, tuple[Process, int]]()
 
-    # Two knots that no order of construction unties: an observer looks up what it is told of in
-    # these processes, and an extension is built on them. Both are made after, and bound here.
+    # Two parts need these processes and are needed by them: observers and an extension. Both are
+    # made later and bound here.
 
     def observe(self, *observers: Observer) -> None:
-        """Tell these observers, in this order, of what happens from now on."""
+        """Set the observers, which are told of each event in this order."""
         self._observers = observers
 
     def attach(self, hooks: Hooks) -> None:
-        """Ask and tell the hooks of an extension from now on."""
+        """Set the hooks of an extension."""
         self.hooks = hooks
 
     # -- the indexes ---------------------------------------------------------------------
 
     def apply(self, key: str, value: bytes | None, revision: int) -> None:
-        """Take in one change of a live key."""
+        """Apply one change of a live key (queue, blocked, running, step) to the indexes."""
         for observer in self._observers:
             observer.moved(key.rpartition("/")[2])
         if key.startswith(keys.QUEUE):
@@ -104,7 +104,7 @@ class Processes:
                 self.running.add(colony, processid, unpack(value, Running), revision)
 
     def replace(self, items: list[tuple[str, bytes, int]]) -> None:
-        """The store was listed anew: (key, value, revision) of every live key."""
+        """Replace the indexes after a new listing: (key, value, revision) of every live key."""
         entries: dict[str, QueueEntry] = {}
         running: dict[str, tuple[str, Running, int]] = {}
         for key, value, revision in items:
@@ -142,9 +142,9 @@ class Processes:
             observer.freed(origin)
 
     def remember(self, process: Process, revision: int) -> None:
-        """Keep a value that is in the store at `revision` for the next transaction.
+        """Keep a process, as stored at `revision`, for the next transaction.
 
-        One that is large is read again instead: as many as are kept would fill the memory.
+        A large process is not kept but read again: many of them would fill the memory.
         """
         if self.client.known.has(keys.process(process.colonyname, process.processid)):
             self._cache.pop(process.processid, None)
@@ -157,7 +157,7 @@ class Processes:
     # -- reading -------------------------------------------------------------------------
 
     async def load(self, colony: str, processid: str) -> tuple[Process, int] | None:
-        """The process and its revision as the store has it, or None."""
+        """Return a process and its revision from the store, or None."""
         found = await self.reads.get(keys.process(colony, processid))
         if found is None:
             self._cache.pop(processid, None)
@@ -167,7 +167,9 @@ class Processes:
         return process, found.mod_revision
 
     async def recall(self, colony: str, processid: str) -> tuple[Process, int] | None:
-        """Like `load`, from memory if it is there; only for transactions that compare."""
+        """Return a process and its revision, from memory if possible; only for transactions that
+        compare the revision.
+        """
         known = self._cache.get(processid)
         if known is not None and known[0].colonyname == colony:
             return known
@@ -176,10 +178,10 @@ class Processes:
     async def load_many(
         self, colony: str, processids: Sequence[str], *, most: int = 0, light: bool = False
     ) -> list[Process]:
-        """The processes that still exist, in the order of the ids.
+        """Return the processes that still exist, in the order of the ids.
 
-        With `light`, without arguments, input and output. Raises Invalid when they have more
-        than `most` bytes together (0: any).
+        With `light`, without arguments, input and output. Raises Invalid when they have more than
+        `most` bytes together (0: any number).
         """
         loaded: list[Process] = []
         size = 0
@@ -201,9 +203,10 @@ class Processes:
     async def load_at(
         self, wanted: Sequence[tuple[str, str, int]]
     ) -> list[tuple[Process, int] | None]:
-        """Processes (colony and id) as they were at revisions, each with that of its last write.
+        """Return processes, given by (colony, id, revision), as they were at that revision.
 
-        As they are now, where what is older is forgotten. Raises EtcdError.
+        Each comes with the revision of its last write. Where the store has forgotten a revision,
+        the present value is returned. Raises EtcdError.
         """
         found: list[tuple[Process, int] | None] = []
         for start in range(0, len(wanted), _MANY):
@@ -223,9 +226,9 @@ class Processes:
     async def submit(
         self, process: Process, submission: bytes, extra: Sequence[Op] = ()
     ) -> Process:
-        """Store a new process; returns the one already there if the id is taken.
+        """Store a new process; return the stored one if the id is taken.
 
-        Raises TooMany when as many as may be are with other colonies.
+        Raises TooMany when as many processes as may be are with other colonies.
         """
         if process.peer:
             self.require_forwards(1)
@@ -242,7 +245,7 @@ class Processes:
             result = await self.client.commit(step.txn)
         if not result.succeeded:
             there = unpack(result.responses[0][0].value, Process)
-            # Whoever wrote it may not have heard that it did.
+            # The daemon that wrote it may have got no answer.
             self.tell(there)
             return there
         self.committed_submit(process, result.revision)
@@ -254,13 +257,13 @@ class Processes:
         self.quotas.require("colony_forwards", whose, there, "processes with peers", count)
 
     def tell(self, process: Process) -> None:
-        """If a process goes to a peer, those who send look at the store for it."""
+        """Make the sender look at the store for a process that goes to a peer."""
         if process.peer and not process.waitforparents:
             self.hooks.submitted(process)
 
     @contextmanager
     def telling(self, *processes: Process) -> Iterator[None]:
-        """A write without an answer may have happened: those who send look at the store."""
+        """Make the sender look at the store if the block raises: its write may have happened."""
         try:
             yield
         except BaseException:
@@ -269,7 +272,7 @@ class Processes:
             raise
 
     def committed_submit(self, process: Process, revision: int) -> None:
-        """A submission is in the store (perhaps in a wider transaction): update the indexes."""
+        """Update the indexes after a submission is in the store, perhaps in a wider transaction."""
         self.remember(process, revision)
         self._changed(process, revision)
         if process.peer and not process.waitforparents:
@@ -279,7 +282,7 @@ class Processes:
             self._enqueue(self._entry_of(process, revision))
 
     def settle(self, process: Process, revision: int) -> None:
-        """A transition is in the store: bring memory in step before the watch does."""
+        """Update memory after a transition is in the store, before the watch reports it."""
         self.remember(process, revision)
         self._changed(process, revision)
         if process.processgraphid and (process.closed or not process.parents):
@@ -306,10 +309,10 @@ class Processes:
     async def change(
         self, colony: str, processid: str, step: Callable[[Process, int], store.Transition | None]
     ) -> Process:
-        """Run a transition until it wins: `step` sees the current value and decides anew.
+        """Run a transition until it wins; `step` decides anew on each current value.
 
-        `step` returns None when nothing is to be done, and raises RpcError to refuse.
-        Raises NotFound when the process does not exist.
+        `step` returns None when nothing is to be done, and raises RpcError to refuse. Raises
+        NotFound when the process does not exist.
         """
         known = await self.recall(colony, processid)
         for _ in range(_TRIES):
@@ -321,7 +324,7 @@ class Processes:
             except RpcError as error:
                 refusal = error
             if taken is None:
-                # Refused, or nothing to do, on remembered values: the store's own word is final.
+                # Refused, or nothing to do, by remembered values: the value in the store decides.
                 fresh = await self.load(colony, processid)
                 if fresh is not None and fresh[1] != known[1]:
                     known = fresh
@@ -347,9 +350,9 @@ class Processes:
         errors: list[str] | None = None,
         ended: Callable[[Process], None] | None = None,
     ) -> Process:
-        """End a process as its assigned executor. Repeating the same close is a success.
+        """End a process as its assigned executor. Repeating the same close succeeds.
 
-        `ended` is called with the process if it is this call that ended it, not for a repeat.
+        `ended` is called with the process if this call ended it, not for a repeat.
         """
         ours: list[Process] = []
 
@@ -373,7 +376,7 @@ class Processes:
         return process
 
     async def cancel(self, colony: str, processid: str, errors: Sequence[str] = ()) -> Process:
-        """End a waiting or running process; `errors` say why, for whoever looks at it.
+        """End a waiting or running process; `errors` tell readers why.
 
         Raises Invalid when it is closed already.
         """
@@ -407,7 +410,7 @@ class Processes:
         try:
             return await self.change(colony, processid, watched)
         finally:
-            # Whether it happened, failed or got no answer: what is to be sent is in the store.
+            # If there is something to send to a peer, the store has it, with or without an answer.
             for process in seen:
                 self.tell(process)
 
@@ -420,13 +423,13 @@ class Processes:
             return store.requeue(process, revision, self.clock.now(), counts=False)
 
         for processid in self.running.of_executor(colony, executorid):
-            # One that is gone must not keep the others with an executor that is gone, too.
+            # A process that is gone must not keep the others with the removed executor.
             await self.change_quietly(colony, processid, step)
 
     async def set_output(
         self, colony: str, processid: str, identity: str, output: list[object]
     ) -> Process:
-        """Keep output of a running process before it closes."""
+        """Store the output of a running process before it closes."""
 
         def step(process: Process, revision: int) -> store.Transition:
             require_assigned(process, identity)
@@ -476,14 +479,14 @@ class Processes:
         raise Conflict(f"process {processid} changes too fast; try again")
 
     def forget(self, processid: str) -> None:
-        """A process is gone from the store."""
+        """Remove a process from memory that is gone from the store."""
         self._cache.pop(processid, None)
         self.queue.remove(processid)
 
     async def change_quietly(
         self, colony: str, processid: str, step: Callable[[Process, int], store.Transition | None]
     ) -> None:
-        """Like `change`; a process that is gone is nothing to be told."""
+        """Run a transition like `change`, but ignore a process that does not exist."""
         with suppress(NotFound):
             await self.change(colony, processid, step)
 

@@ -1,7 +1,7 @@
-"""How a function spec becomes a process: limits, deadlines, priority time, env as attributes.
+"""Construction of a process from a function spec: limits, deadlines, priority time, attributes of
+env.
 
-The same for a local submission, for one that came from another colony, and for a node of a
-workflow, which is for home or for a peer.
+Used for a local submission, for one of another colony, and for a node of a workflow.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _CHANNEL_NAME = 200  # characters
 
 
 def id_for(identity: str, nonce: str) -> str:
-    """An id for what a request makes: the same for a repeat of a request that has a nonce."""
+    """Return an id for what a request makes: a repeat of a request with a nonce gets the same."""
     if not nonce:
         return new_id()
     return hashlib.sha3_256(f"{identity}/{nonce}".encode()).hexdigest()
 
 
 def attribute_id(targetid: str, key: str, attributetype: int) -> str:
-    """The id of an attribute, as upstream derives it."""
+    """Return the id of an attribute, as upstream derives it."""
     return hashlib.sha3_256(f"{targetid}{key}{attributetype}".encode()).hexdigest()
 
 
@@ -121,9 +121,9 @@ def build_process(
 
 
 def build_node(hooks: Hooks, graph: Graph, place: int, spec: FunctionSpec, field: str) -> Process:
-    """The node at `place` of a workflow, at home or for the peer that its spec names.
+    """Return the node at `place` of a workflow, at home or for the peer that its spec names.
 
-    Raises Invalid that begins with `field`.
+    Raises Invalid and Conflict that begin with `field`.
     """
     name = spec.conditions.colonyname
     peer = ""

@@ -1,1 +1,1 @@
-"""The RPC edge: HTTP serving and the dispatch of signed messages."""
+"""The contract of calls: rows, requests, dispatch of signed messages, and replay."""

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 # Strings, brackets and commas in one request, and in one that may hold many objects, or bytes as
 # numbers.
 MAX_TOKENS = 100_000
-LIGHT = 4  # rows that anybody may list at any time, however large they are
+LIGHT = 4  # rows that any member may list at any time, however large they are
 MANY_TOKENS = 1_200_000
-# Whose right a call is that any signer may make: words for the documentation.
+# The rights of calls that any signer may make: text for the documentation.
 MINE = "member of the colony it belongs to"
 SELF = "the executor itself"
 ASSIGNED = "the executor it is assigned to"
@@ -45,7 +45,7 @@ R = TypeVar("R")
 
 
 class Who(enum.Enum):
-    """Upstream's roles, and ours for the home colony."""
+    """The role that a call demands: upstream's roles, and one of the home colony."""
 
     ANYONE = "anyone, unsigned"
     SIGNED = "any signer; the handler decides"
@@ -58,7 +58,7 @@ class Who(enum.Enum):
 
 @dataclass(frozen=True)
 class Caller:
-    """Who signed a request. `member` is set for member calls of one colony."""
+    """The signer of a request. `member` is set for member calls of one colony."""
 
     id: str
     colony: str = ""
@@ -69,7 +69,7 @@ class Caller:
 
     @property
     def executor(self) -> Executor:
-        """The calling executor. Raises Denied when a user calls."""
+        """Return the calling executor. Raises Denied when a user calls."""
         if not isinstance(self.member, Executor):
             raise Denied("only an executor may call this")
         return self.member
@@ -77,22 +77,24 @@ class Caller:
 
 @dataclass(frozen=True)
 class Call(Generic[R]):
-    """One row of the table. `colony` names the colony that the role is checked in.
+    """One row of the table. `colony` names the colony in which the role is checked.
 
-    `once` is how the call is kept from happening twice, if it changes something; `again` answers a
-    repeat of one that happened together with its marker, by the key that it wrote first.
-    `harmless` tells requests of it that change nothing. `lasting` is for what puts clocks right: it
-    is served whatever times the store has seen, and its markers stay. `need` says what the call
-    does to the store, and so from which use on it is refused. `most` is how many bytes a request
-    may have (0: as many as a body, `rpc.max_body`), and `tokens` how many strings, brackets and
-    commas; few of the requests that are `heavy` are served at the same time. Those that `poll` wait
-    for something to happen, and take no turn of the signer's other calls. `keeps` is set where the
-    signed text is stored: the handler has it as `caller.submission`. The payload type of the answer
-    is the call's own, or `answers`. A handler that lists may return its rows in pages, as an
-    asynchronous generator of lists.
+    `once` is how the call is kept from happening twice, if it changes something. `again` answers a
+    repeat of a call that happened together with its marker, by the first key that it wrote.
+    `harmless` tells which requests of it change nothing. `lasting` is for calls that put clocks
+    right: they are served whatever times the store has seen, and their markers stay.
 
-    In its `section` of the documentation stand `about`, `reply`, and `rights` where the handler
-    decides who may call.
+    `need` is the call's effect on the store, and so the use from which on it is refused. `most` is
+    how many bytes a request may have (0: as many as a body, `rpc.max_body`), `tokens` how many
+    strings, brackets and commas. Few `heavy` requests are served at the same time. Requests that
+    `poll` wait for something to happen, and take no turn of the signer's other calls.
+
+    `keeps` is set where the signed text is stored: the handler has it as `caller.submission`. The
+    payload type of the answer is the call's own, or `answers`. A handler of a listing may return
+    its rows in pages, as an asynchronous generator of lists.
+
+    `section`, `about`, `reply`, and `rights` where the handler checks them, are for the
+    documentation.
     """
 
     payloadtype: str
@@ -121,19 +123,21 @@ class Call(Generic[R]):
             object.__setattr__(self, "need", Need.FREES)
 
     def reads(self, request: R) -> bool:
-        """Whether a request changes nothing, so that a repeat does no harm."""
+        """Return whether a request changes nothing, so that a repeat does no harm."""
         if self.payloadtype.startswith("get"):
             return True
         return self.harmless is not None and self.harmless(request)
 
 
 def every(request: object) -> bool:
-    """All requests of a call that is always `heavy`, or always `harmless`."""
+    """Return True for all requests of a call that is always `heavy`, or always `harmless`."""
     return True
 
 
 def many(request: Any) -> bool:
-    """Requests that ask for more than `LIGHT` rows, or for all: `heavy` of a call with a count."""
+    """Return whether a request asks for more than `LIGHT` rows, or for all: `heavy` of a call with
+    a count.
+    """
     return not 0 < request.count <= LIGHT
 
 
@@ -145,7 +149,7 @@ Handler = Callable[[N, Caller, R], Awaitable[T]]
 class Calls(Generic[N]):
     """The calls of one module, in the order of its functions; `section` is of the documentation.
 
-    `home` gives the name of the colony that their roles are checked in, whatever is asked.
+    `home` returns the name of the colony in which roles are checked, whatever the request names.
     """
 
     def __init__(self, section: str, *, home: Callable[[N], str] | None = None) -> None:
@@ -184,9 +188,9 @@ class Calls(Generic[N]):
 
         The first line of its docstring is `about`.
 
-        Where `who` is a role in a colony, `colony` says which: the dotted name of a field of the
-        request, or a function of it. A call that `reads` changes nothing, whatever is asked; one
-        whose name begins with "get" need not say so.
+        Where `who` is a role in a colony, `colony` names it: the dotted name of a field of the
+        request, or a function of it. A call that `reads` changes nothing, whatever the request; a
+        call whose name begins with "get" reads by default.
         """
 
         def decorate(handler: Handler[N, R, T]) -> Handler[N, R, T]:

@@ -1,7 +1,7 @@
-"""The one table of calls, as it is served; what a row says is in `rpc.calls`.
+"""The table of calls as it is served; the fields of a row are in `rpc.calls`.
 
-Envelope, signature, freshness and role are checked here, in that order, before a handler runs;
-what a call does is in the handler modules.
+Envelope, signature, freshness and role are checked here, in that order, before a handler runs; the
+calls themselves are in the handler modules.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from node.tasks.fairqueue import FairQueue
 if TYPE_CHECKING:
     from node.store.directory import Directory
 
-# Bytes of a body. Up to here it is read in one piece, whoever signed it; more is read in pieces,
-# and only for a signer that has a role here.
+# Bytes of a body that is read in one piece, for any signer; more is read in pieces, and only for a
+# signer with a role here.
 SMALL = 65_536
 # Bytes of a body from which on few are served at the same time: each takes several times its size.
 _HUGE, _HUGE_AT_ONCE = 1 << 20, 2
-# Listings that are made at the same time, and those of one signer: others of them wait.
+# Listings that are made at the same time, and those of one signer; others wait.
 _LISTINGS, _OF_ONE = 8, 2
-# Bytes of JSON beyond which answers are made one after the other: what is made is in memory.
+# Bytes of JSON beyond which answers are made one after the other: they are in memory.
 _LARGE = 1 << 20
 # Seconds that one listing may take.
 LONGEST_LISTING = 60.0
-# Calls of one signer that are dealt with at a time; more wait, and keep nobody else waiting.
+# Calls of one signer that are served at a time; more wait, and delay no other signer.
 MAX_CALLS = 32
 
 
@@ -54,7 +54,7 @@ _to_json = msgspec.json.Encoder().encode
 
 
 class Envelope(msgspec.Struct):
-    """What is posted: the signature covers the ASCII of `payload`."""
+    """The posted envelope: the signature covers the ASCII of `payload`."""
 
     payloadtype: str
     payload: str = ""
@@ -81,7 +81,7 @@ def _unheard(identity: str) -> str:
 class Table:
     """All calls of a node; federation adds its own. `now` gives Unix nanoseconds.
 
-    `pressure` is the store's: it says which kinds of calls are let in.
+    `pressure` is the store's: it decides which kinds of calls are let in.
     """
 
     directory: Directory
@@ -107,10 +107,10 @@ class Table:
     async def answer(
         self, body: bytes, signed: Callable[[str], str] = _unheard
     ) -> tuple[int, bytes]:
-        """Answer one posted envelope: HTTP status and body. Raises only what is our own fault.
+        """Answer one posted envelope: HTTP status and body. Raises only faults of our own.
 
-        `signed` is told who signed it, if that is somebody with a right here, and returns why that
-        one is not served now, or "".
+        `signed` gets the id of a signer with a right here, and returns why the signer is not served
+        now, or "".
         """
         if len(body) <= _HUGE:
             return await self._answer(body, signed)
@@ -135,7 +135,7 @@ class Table:
                     call = self.calls.get(payloadtype)
                     caller, request = await self._admit_large(call, posted, len(body))
                     payload = posted.payload.decode("ascii")
-            assert call is not None  # or it had been refused
+            assert call is not None  # otherwise it was refused above
             entitled = call.who is not Who.SIGNED or self.directory.knows(caller.id)
             if caller.id and entitled and (refusal := signed(caller.id)):
                 raise TooMany(refusal)
@@ -150,12 +150,12 @@ class Table:
         return 200, result
 
     def _count(self, payloadtype: str, status: int) -> None:
-        # Names that anybody may invent must not fill the memory.
+        # Names that any client may invent must not fill the memory.
         name = payloadtype if payloadtype in self.calls else "unknown"
         self.answered[name, status] += 1
 
     async def _served(self, call: Call[R], caller: Caller, request: R, payload: str) -> bytes:
-        """Run the handler of a call when it is the signer's turn; returns the reply envelope.
+        """Run the handler of a call when it is the signer's turn; return the reply envelope.
 
         Raises RpcError and EtcdError.
         """
@@ -167,7 +167,7 @@ class Table:
             await self.turns.enter(signer)
         try:
             if waited:
-                # What held when it came may hold no longer: the right, the room in the store.
+                # The right and the room in the store may have changed while the call waited.
                 head = RequestHeader(nonce=caller.nonce, issuedat=caller.issued)
                 now = self.authorise(call, caller.id, request, head, Envelope(call.payloadtype))
                 caller = dataclasses.replace(now, submission=caller.submission)
@@ -197,7 +197,7 @@ class Table:
         return _envelope(kind, text, b"false")
 
     async def _listed(self, kind: str, rows: AsyncGenerator[list[Any], None]) -> bytes:
-        """Make the reply of rows that come in pages: beside the answer, one page is held."""
+        """Make the reply of rows in pages: memory holds the answer so far and one page."""
         whole = large.ReplyWriter(kind)
         with trio.move_on_after(LONGEST_LISTING) as limit:
             async with AsyncExitStack() as stack:
@@ -207,7 +207,7 @@ class Table:
                     await in_turns(whole.add(page))
                     if whole.size > _LARGE and not alone:
                         del page
-                        # The time in which others are in turn is not this one's.
+                        # The time of waiting for other answers does not count.
                         left, limit.deadline = limit.deadline - trio.current_time(), math.inf
                         await stack.enter_async_context(self._large)
                         limit.deadline, alone = trio.current_time() + left, True
@@ -220,10 +220,10 @@ class Table:
     async def _once(
         self, replays: ReplayGuard, call: Call[R], caller: Caller, request: R, payload: str
     ) -> Any:
-        """Serve a signed request that changes something, or answer it again."""
+        """Serve a signed request that changes something, or answer its repeat."""
         entitled = True
         if call.who is Who.SIGNED:
-            # Nothing is kept of who has no right.
+            # Nothing is stored for a signer without a right.
             entitled = bool(self.directory.colonies_of(caller.id))
             if call.once is not Once.TOGETHER:
                 self.directory.demand_colonies(caller.id)
@@ -244,7 +244,7 @@ class Table:
     def admit(self, call: Call[R] | None, envelope: Envelope) -> tuple[Caller, R]:
         """Check signature, freshness, role and the store's room, and read the request.
 
-        Raises RpcError, and StoreFull for what the store takes no more.
+        Raises RpcError, and StoreFull for calls that the store no longer takes.
         """
         try:
             identity = recover_payload(envelope.payload, envelope.signature)
@@ -257,7 +257,7 @@ class Table:
     async def _admit_large(
         self, call: Call[R] | None, posted: large.RawEnvelope, size: int
     ) -> tuple[Caller, R]:
-        """As `admit`, of a request that is read in pieces: how many, the signer decides."""
+        """Do the same as `admit` for a large request, which is read in pieces."""
         try:
             identity = await in_turns(large.signer(posted))
         except IdentityError as error:
@@ -302,7 +302,8 @@ class Table:
         request = convert(fields, call.request)
         caller = self.authorise(call, identity, request, head, envelope)
         if self.pressure.tight:
-            # Before the nonce is used up: what is refused here was not served, and may be repeated.
+            # Before the nonce is used up: a request that is refused here was not served, and may be
+            # repeated.
             self._demand_room(call, identity)
         return caller, request
 
@@ -321,12 +322,12 @@ class Table:
             )
 
     def _demand_room(self, call: Call[Any], identity: str) -> None:
-        """Raise StoreFull for what the store takes no more; strangers are for the handler."""
+        """Raise StoreFull for a call that the store no longer takes; handlers refuse strangers."""
         if call.who is not Who.SIGNED or self.directory.colonies_of(identity):
             self.pressure.demand(call.need)
 
     def _check_audience(self, head: RequestHeader) -> None:
-        """What was signed for one server is nothing to another."""
+        """Raise RpcError for a request that was signed for another server."""
         if not head.audience:
             if self.strict_replay:
                 raise Invalid("audience: this server demands its id in it (rpc.replay = 'strict')")
@@ -367,12 +368,12 @@ class Table:
 
 
 def reply(payloadtype: str, value: Any) -> bytes:
-    """Make the bytes of a reply envelope."""
+    """Return the bytes of a reply envelope."""
     return _envelope(payloadtype, _to_json(value), b"false")
 
 
 def failure(status: int, message: str) -> bytes:
-    """Make the bytes of the reply envelope of a refusal."""
+    """Return the bytes of the reply envelope of a refusal."""
     return _envelope("error", _to_json({"status": status, "message": message}), b"true")
 
 
@@ -386,7 +387,7 @@ def _envelope(payloadtype: str, text: bytes, error: bytes) -> bytes:
 
 
 def decode_envelope(body: bytes) -> Envelope:
-    """Return what was posted. Raises Invalid."""
+    """Return the posted envelope. Raises Invalid."""
     try:
         return msgspec.json.decode(body, type=Envelope)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

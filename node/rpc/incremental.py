@@ -1,7 +1,7 @@
-"""Reading and writing large messages in pieces, so that others get their turn in between.
+"""Large messages read and written in pieces, so that other tasks run in between.
 
 Everything here is a generator that yields after some milliseconds of work at most and returns a
-value; `in_turns` runs one. Who may send how much is decided in `rpc.dispatch`.
+value; `in_turns` runs one. `rpc.dispatch` decides who may send how much.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PIECE = 1 << 20  # bytes that are hashed or decoded from base64 at once; a mult
 _PIECE -= _PIECE % 12
 _TOKENS = 2_000  # tokens of JSON that are decoded at once
 _ROWS = 2_000  # elements of a list that are converted at once
-# Bytes of an envelope that are not base64: type, signature and syntax have a few hundred.
+# Bytes of an envelope that are not base64: type, signature and syntax take a few hundred.
 _AROUND = 65_536
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=\\"
 _SPACE = b" \t\r\n"
@@ -43,7 +43,7 @@ _ONE_KIND = bytes.maketrans(b"{}", b"[]")
 
 
 async def in_turns(steps: Steps[T]) -> T:
-    """Run a generator of this module; whoever else is ready runs between its pieces."""
+    """Run a generator of this module; other tasks run between its pieces."""
     while True:
         try:
             next(steps)
@@ -74,7 +74,7 @@ class RawEnvelope:
 def read(body: bytes) -> Steps[RawEnvelope]:
     """Take a large envelope apart. Raises Invalid.
 
-    Nearly all of it must be base64: then there is little that a decoder could be busy with.
+    Nearly all of it must be base64: then little is left that keeps a decoder busy.
     """
     around = 0
     for start in range(0, len(body), _PIECE):
@@ -110,7 +110,7 @@ def signer(posted: RawEnvelope) -> Steps[str]:
 
 
 def text_of(posted: RawEnvelope) -> Steps[bytes]:
-    """Return what the base64 of the payload says. Raises Invalid."""
+    """Return the text in the base64 of the payload. Raises Invalid."""
     pieces = []
     for start in range(0, len(posted.payload), _PIECE):
         piece = posted.payload[start : start + _PIECE]
@@ -139,18 +139,18 @@ decode = msgspec.json.Decoder(float_hook=_number).decode
 
 
 def nesting(text: bytes, most: int) -> bool:
-    """Whether valid JSON nests its objects and arrays more than `most` deep."""
+    """Return whether valid JSON nests its objects and arrays more than `most` deep."""
     left = _STRING.sub(b"", text).translate(_ONE_KIND, _NO_BRACKET)
     for _ in range(most):
         if not left:
             return False
-        left = left.replace(b"[]", b"")  # the innermost of all that are open
+        left = left.replace(b"[]", b"")  # the innermost of all open ones
     return bool(left)
 
 
 @dataclass(slots=True)
 class _Open:
-    """An object or array that is being read: `value` is what came before `start`."""
+    """An object or array that is being read: `value` is its part before `start`."""
 
     begin: int
     array: bool
@@ -161,7 +161,7 @@ class _Open:
     filled: bool = False  # a value ends at `start`: only a comma or the end may follow
 
     def is_large(self, place: int) -> bool:
-        """Whether what lies between `start` and `place` is enough to be decoded at once."""
+        """Return whether the text between `start` and `place` is enough to be decoded at once."""
         return self.tokens >= _TOKENS or place - self.start >= _PIECE
 
 
@@ -236,7 +236,9 @@ def parse(text: bytes, most: int, deepest: int) -> Steps[Any]:
 
 
 def _end_of_string(text: bytes, begin: int) -> Steps[int]:
-    """Where the string ends that begins at `begin`: its last quote, or the end of the text."""
+    """Return where the string ends that begins at `begin`: its last quote, or the end of the
+    text.
+    """
     looked, start = 0, begin + 1
     while True:
         looked += 1
@@ -252,7 +254,7 @@ def _end_of_string(text: bytes, begin: int) -> Steps[int]:
 
 
 def _flush(text: bytes, top: _Open, place: int, *, last: bool) -> None:
-    """Decode what lies between `top.start` and the comma or bracket at `place`."""
+    """Decode the text between `top.start` and the comma or bracket at `place`."""
     piece = text[top.start : place]
     if top.filled:
         if piece.strip(_SPACE):
@@ -301,7 +303,7 @@ def _adopt(text: bytes, parent: _Open, child: _Open, end: int) -> None:
 
 
 def prune(value: Any, opaque: frozenset[str]) -> Steps[None]:
-    """Drop in place what `table.prune` drops."""
+    """Drop in place what `model.json.prune` drops."""
     stack, done = [value], 0
     while stack:
         current = stack.pop()
@@ -322,7 +324,7 @@ def prune(value: Any, opaque: frozenset[str]) -> Steps[None]:
 
 
 def long_digits(text: bytes) -> Steps[bool]:
-    """As `numbers.long_digits`."""
+    """Return the same as `model.numbers.long_digits`."""
     for start in range(0, len(text), _PIECE):
         if numbers.long_digits(text[start : start + _PIECE + numbers.LONGEST]):
             return True
@@ -334,7 +336,7 @@ def long_digits(text: bytes) -> Steps[bool]:
 
 
 class ReplyWriter:
-    """The reply envelope of a list, as `table.reply` makes it, of rows that come by and by.
+    """The reply envelope of a list, as `dispatch.reply` makes it, of rows that come page by page.
 
     `size` is how many bytes of JSON there are so far.
     """
@@ -369,21 +371,21 @@ class ReplyWriter:
                 )
 
     def end(self) -> bytes:
-        """The envelope; nothing is added any more."""
+        """Return the envelope; nothing may be added after that."""
         self._out += [binascii.b2a_base64(self._held + b"]", newline=False), b'","error":false}']
         whole, self._out = b"".join(self._out), []
         return whole
 
 
 def answer(payloadtype: str, values: list[Any]) -> Steps[bytes]:
-    """Make the reply envelope of a list, as `table.reply` does. Raises Invalid above MOST."""
+    """Return the reply envelope of a list, as `dispatch.reply` does. Raises Invalid above MOST."""
     whole = ReplyWriter(payloadtype)
     yield from whole.add(values)
     return whole.end()
 
 
 def wrapped(payloadtype: str, text: bytes) -> Steps[bytes]:
-    """Make the reply envelope of a value that is JSON already."""
+    """Return the reply envelope of a value that is JSON already."""
     out = [b'{"payloadtype":%b,"payload":"' % _encode(payloadtype)]
     for start in range(0, len(text), _PIECE):
         out.append(binascii.b2a_base64(text[start : start + _PIECE], newline=False))
@@ -395,9 +397,9 @@ def wrapped(payloadtype: str, text: bytes) -> Steps[bytes]:
 
 
 def convert(fields: dict[str, Any], kind: type[T]) -> Steps[T]:
-    """As `msgspec.convert`, with long lists in parts. Raises Invalid.
+    """Return the same as `msgspec.convert`, with long lists in parts. Raises Invalid.
 
-    It takes the lists out of `fields`.
+    Takes the lists out of `fields`.
     """
     long: list[tuple[tuple[str, ...], list[Any], Any]] = []
     _take_out(fields, kind, (), long)
@@ -420,7 +422,7 @@ def convert(fields: dict[str, Any], kind: type[T]) -> Steps[T]:
 def _take_out(fields: dict[str, Any], kind: Any, path: tuple[str, ...], long: list[Any]) -> None:
     for field in msgspec.structs.fields(kind):
         value = fields.get(field.encode_name)
-        # One that is annotated has bounds of its own length, which parts would not show.
+        # An annotated list has bounds of its own length, which parts would not show.
         kinds = {list: (field.type,), Annotated: ()}.get(
             get_origin(field.type), get_args(field.type)
         )

@@ -1,6 +1,6 @@
-"""The same signed bytes change something once: a marker in the store, written with what they do.
+"""Protection against replay: the same signed bytes take effect once, by a marker in the store.
 
-Which calls change something, and how each is answered again, is said in the rows of the table.
+The rows of the table say which calls change something, and how each answers a repeat.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from node.model.errors import (
 from node.model.types import SECOND
 from node.store import replay as store
 
-# Seconds a signed time may be off before a request that carries one is refused.
+# Seconds that a signed time may be off before its request is refused.
 FRESH = 300
-# Seconds after which a request that is still being served can't take effect any more.
+# Seconds after which a request that is still being served can no longer take effect.
 LONGEST = 600
-# Seconds from a request's time of issue until its marker goes.
+# Seconds from a request's time of issue until its marker is removed.
 _KEEP = FRESH + LONGEST
 # Bytes of an answer that is kept for a repeat.
 _MOST_ANSWER = 8_192
-# Refusals that are kept: what was refused so must not happen later. Others say "try again".
+# Refusals that are kept: the request must not succeed later. Other refusals say "try again".
 _FINAL = (Invalid, Denied, NotFound, TimedOut, Unavailable)
 _SWEEP = 30.0  # seconds between two sweeps
-_AT_ONCE = 1000  # markers removed in one transaction, about: the store does nothing else meanwhile
+_AT_ONCE = 1000  # markers removed in one transaction, about: it keeps the store busy
 
 _to_json = msgspec.json.Encoder().encode
 log = get_logger("replay")
@@ -55,17 +55,17 @@ log = get_logger("replay")
 class Once(enum.Enum):
     """How a call that changes something is kept from happening twice."""
 
-    # The marker comes first, the answer is kept beside it: two transactions more.
+    # The marker is written first, the answer beside it afterwards: two more transactions.
     FIRST = "first"
-    # As FIRST; what the call makes follows from its nonce, so that one which a daemon began and did
-    # not live to answer is gone through with.
+    # As FIRST. The ids of what the call makes follow from its nonce: a call that a daemon began and
+    # did not live to answer is run to its end.
     RESUMED = "resumed"
     # The first transaction that writes is the whole effect, and takes the marker along.
     TOGETHER = "together"
 
 
 class Replayed(Conflict):
-    """These bytes took effect before, or a request with their nonce did."""
+    """These bytes took effect before, or another request with their nonce did."""
 
     def __init__(self, marker: store.ReplayMarker) -> None:
         super().__init__("nonce: this request was served already")
@@ -74,10 +74,10 @@ class Replayed(Conflict):
 
 @dataclass
 class Claim:
-    """The one right of a request to take effect; guards the transactions of the task that has it.
+    """The one right of a request to take effect; guards the transactions of its task.
 
-    `run` is of this try alone. `lasting` is whether the marker is never removed. `placed` is
-    whether it tells what was written first.
+    `run` is of this try alone. `lasting` is whether the marker is never removed, `placed` whether
+    it names the first key that was written.
     """
 
     client: EtcdClient
@@ -104,11 +104,13 @@ class Claim:
         return await self._claim(send, txn, self._marker(place))
 
     async def mark(self, status: int = 0, answer: bytes = b"") -> None:
-        """Write the marker by itself. Raises as `commit` does."""
+        """Write the marker by itself. Raises the same errors as `commit`."""
         await self._claim(self.client.commit, Txn([], []), self._marker("", status, answer))
 
     async def keep(self, status: int, answer: bytes) -> None:
-        """Keep the answer for a repeat; without it that is told to look for itself."""
+        """Keep the answer for a repeat. Without it, a repeat is told to look for the effect
+        itself.
+        """
         if len(answer) > _MOST_ANSWER:
             answer = b""
         try:
@@ -140,7 +142,7 @@ class Claim:
                 known = store.decode(there[0].value)
                 if known.run != self.run:
                     raise Replayed(known)
-                # Our own, of a try that got no answer.
+                # The marker is our own, of a try that got no answer.
                 self.spent = True
                 return await send(txn)
             if self.lasting:
@@ -159,9 +161,9 @@ class Claim:
 
 
 async def look() -> None:
-    """Raise Replayed if the request of this task took effect before; costs a read if it may have.
+    """Raise Replayed if the request of this task took effect before; may cost a read.
 
-    For what does something before it writes, or waits.
+    For calls that wait, or act before they write.
     """
     claim = GUARD.get()
     if isinstance(claim, Claim):
@@ -170,7 +172,7 @@ async def look() -> None:
 
 @contextmanager
 def aside() -> Iterator[None]:
-    """What is written below is not what the request of this task is about."""
+    """Exclude the transactions of the block from the request of this task."""
     token = GUARD.set(None)
     try:
         yield
@@ -180,7 +182,7 @@ def aside() -> Iterator[None]:
 
 @dataclass
 class ReplayGuard:
-    """`now` gives Unix nanoseconds."""
+    """Makes claims, runs requests once, and removes old markers. `now` gives Unix nanoseconds."""
 
     client: EtcdClient
     now: Callable[[], int]
@@ -190,7 +192,7 @@ class ReplayGuard:
     def claim(
         self, identity: str, nonce: str, issued: float, payload: str, *, lasting: bool = False
     ) -> Claim:
-        """The claim of a request, which was issued at a time (Unix s)."""
+        """Return the claim of a request, which was issued at a time (Unix s)."""
         digest = hashlib.sha256(payload.encode()).digest()[:16]
         key = store.marker(identity, nonce, issued, lasting=lasting)
         run = b"%b%x" % (self._daemon, next(self._tries))
@@ -205,10 +207,12 @@ class ReplayGuard:
         *,
         entitled: bool,
     ) -> Any:
-        """Do `work` unless the claim's request was served before; then give that answer.
+        """Do `work` unless the claim's request was served before; otherwise return its first
+        answer.
 
-        `again` answers a repeat of what was done together with its marker, by the key that it
-        wrote first. Of who is not `entitled` no refusal is kept. Raises RpcError and EtcdError.
+        `again` answers a repeat of a call that took effect together with its marker, by the first
+        key that it wrote. The refusal of a caller that is not `entitled` is not kept. Raises
+        RpcError and EtcdError.
         """
         try:
             if once is not Once.TOGETHER:
@@ -235,7 +239,7 @@ class ReplayGuard:
         try:
             await claim.mark()
         except EtcdNoSpace:
-            # The store takes nothing now but deletions, and these must go on: they make room.
+            # The store now takes deletions only, and these must go on: they make room.
             await claim.look()
             log.warning("no room for a marker")
         return await self._kept(claim, work)
@@ -263,7 +267,7 @@ class ReplayGuard:
             refusal = error
         finally:
             GUARD.reset(token)
-        # What changed nothing must not do so later, either.
+        # A request that changed nothing must not do so later, either.
         if refusal is None and not claim.spent:
             await claim.mark(200, _to_json({} if value is None else value))
         if refusal is not None:
@@ -276,15 +280,17 @@ class ReplayGuard:
         return value
 
     async def latest(self) -> int:
-        """The time of issue (Unix s) up to which markers are forgotten, and so nothing is taken."""
+        """Return the time of issue (Unix s) up to which markers are removed, and requests
+        refused.
+        """
         found = await self.client.get(store.FLOOR)
         return (int(found.value) + 1) * store.SPAN if found is not None else 0
 
     async def forget(self) -> None:
-        """Take what is signed from now on, though the store has forgotten markers of later times.
+        """Accept requests that are signed from now on, though markers of later times were removed.
 
-        For an owner who knows that a clock was wrong: what was signed by it may then be repeated
-        when that time comes.
+        For an owner who knows that a clock was wrong: requests signed by that clock may be repeated
+        when their time comes.
         """
         present = store.number(store.span(self.now() / SECOND))
         found = await self.client.get(store.FLOOR)
@@ -302,16 +308,16 @@ class ReplayGuard:
             await trio.sleep(_SWEEP)
 
     async def sweep(self) -> None:
-        """Remove the markers of requests that are too old to be taken; the store keeps up to when.
+        """Remove the markers of requests that are too old to be accepted; store up to which time.
 
-        From then on nothing older is taken, whatever a clock says.
+        From then on no older request is accepted, whatever a clock says.
         """
         end = store.spans(store.span(self.now() / SECOND - _KEEP))
         while True:
             found = await self.client.first(store.MARKERS, end)
             if found is None:
                 return
-            # Never beyond what there was: a clock that was ahead must not shut everybody out.
+            # Never beyond the latest marker: a clock that was ahead must not shut every client out.
             last = store.parse_span(found)
             raised = Put(store.FLOOR, store.number(last))
             for prefix in store.slices(last, await self.client.count(store.spans(last)), _AT_ONCE):

@@ -48,7 +48,7 @@ class UserById(msgspec.Struct):
 
 
 class NewExecutor(msgspec.Struct):
-    """An executor as clients send it: times are theirs to send and ours to ignore."""
+    """An executor as clients send it; the times in it are ignored."""
 
     executorid: str
     executortype: str
@@ -89,7 +89,7 @@ class ReportAllocation(msgspec.Struct):
 
 
 class NewFunction(msgspec.Struct):
-    """A function as clients send it: its statistics are ours."""
+    """A function as clients send it; the statistics in it are ignored."""
 
     executorname: str
     colonyname: str
@@ -146,7 +146,7 @@ class GetProcessHistory(msgspec.Struct):
 
 
 class SubscribeProcess(msgspec.Struct):
-    """`colonyname` and `executortype` are sent and not needed: the id says it all."""
+    """`colonyname` and `executortype` are sent and not needed: the id is enough."""
 
     processid: str
     state: Int64 = 0

@@ -1,6 +1,7 @@
-"""How the indexes in memory learn what is in the store: one watch for each, listed first.
+"""Feeds of the indexes in memory: one watch for each prefix of the store, which begins with a
+listing.
 
-What they keep of it is theirs; how a watch survives the store's absence is in `node.etcd.watch`.
+How a watch survives the store's absence is in `node.etcd.watch`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ async def _watch(
 
 
 def take_in(node: Node, prefix: str, batch: WatchBatch) -> None:
-    """Bring the index of `prefix` to what a batch of its watch tells."""
+    """Apply a batch of the watch of `prefix` to its index."""
     if prefix == keys.paused(""):
         if batch.snapshot:
             there = {event.key[len(prefix) :] for event in batch.events}
@@ -65,7 +66,7 @@ def take_in(node: Node, prefix: str, batch: WatchBatch) -> None:
     else:
         for event in batch.events:
             index.apply(event.key, event.value, event.mod_revision)
-        # Of this revision there may be more to come.
+        # More changes of this revision may follow in the next batch.
         index.told = max(index.told, batch.events[-1].mod_revision)
     if prefix == keys.LIVE:
         node.remote_changes.hear(batch, before)

@@ -53,7 +53,7 @@ log = get_logger("node")
 class Node:
     """All parts of a node. `home` is the name of the home colony.
 
-    `started` is in Unix ns, `begun` in ns of the clock that is not set.
+    `started` is in Unix ns, `begun` in ns of the clock that is never set.
     """
 
     client: EtcdClient
@@ -97,11 +97,11 @@ class Node:
         tickets: Tickets | None = None,
         dice: Callable[[], float] | None = None,
     ) -> Node:
-        """Put the parts together, each from those before it.
+        """Make the parts, each from those before it.
 
-        `identity` is that of the home directory (made up without one), `boot` that of this start
-        of the machine. `history` is the directory of what left the store; `dice`, if given, rolls
-        the moments of random crons.
+        `identity` is the id of the home directory (made up if empty), `boot` the id of this start
+        of the machine. `history` is the directory of records that left the store. `dice` returns
+        the random numbers for random crons.
         """
         config = config or Config()
         serving = Serving(config.rpc.host, next(iter(config.etcd.endpoints), ""))
@@ -164,12 +164,15 @@ class Node:
         )
 
     def drain(self) -> None:
-        """Stop handing out work: every waiting poll is answered now."""
+        """Assign nothing more, and answer every waiting poll now."""
         self.draining.set()
         self.assigner.stop()
 
     async def settle(self, process: Process) -> None:
-        """Return when what follows in its workflow from a process's end has happened."""
+        """Return once the steps of its workflow that follow from a process's end are done.
+
+        Returns earlier, after a warning, if the store does not answer.
+        """
         if not process.processgraphid:
             return
         try:
@@ -177,11 +180,11 @@ class Node:
                 process.colonyname, process.processgraphid, PATIENCE
             )
         except (EtcdError, RpcError) as error:
-            # The end itself is in the store; what follows from it comes with the store's return.
+            # The end of the process is in the store. The steps follow once the store answers again.
             log.warning("workflow waits", graph=process.processgraphid, error=error)
 
     def count_function(self, process: Process, executorid: str) -> None:
-        """Note in memory what a successful call says about the function that ran it."""
+        """Add a successful call to the statistics of its function, in memory."""
         executor = self.directory.executor_of(process.colonyname, executorid)
         if executor is None:
             return
@@ -193,7 +196,7 @@ class Node:
 
 
 def _counted(known: Function, wait: float, run: float) -> Function:
-    """Statistics after one more call, in seconds."""
+    """Return the statistics of a function after one more call; `wait` and `run` are in seconds."""
     n = known.counter
     return msgspec.structs.replace(
         known,

@@ -1,6 +1,6 @@
-"""A configuration read again: which settings changed, and which of them are in force at once.
+"""Reload of the configuration: the settings that changed, and those that are in force at once.
 
-Reading it is in `host.config`; `daemon.main` names who applies which setting.
+The file is read in `host.config`; `daemon.main` names the applier of each setting.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ Apply = Callable[[Config], None]
 
 @dataclass
 class Reload:
-    """`appliers` take a new configuration, by the setting or the table of settings they are for."""
+    """The configuration in force, and `appliers` by the setting or table of settings that they
+    apply.
+    """
 
     config: Config
     appliers: Mapping[str, Apply]
 
     def take(self, config: Config) -> tuple[list[str], list[str]]:
-        """Put what can be into force; gives the settings that are now, and those that wait.
+        """Apply each changed setting that has an applier.
 
-        What waits for a restart is told again until then.
+        Returns the settings that are now in force, and those that wait for a restart. A setting
+        that waits is returned again by each later call.
         """
         done: list[str] = []
         waiting: list[str] = []
@@ -42,7 +45,7 @@ class Reload:
 
 
 def changes(before: Config, after: Config) -> list[str]:
-    """The settings that differ, by dotted path."""
+    """Return the settings that differ, as dotted paths."""
     old, new = dict(_flat(before)), dict(_flat(after))
     return [name for name in new if new[name] != old[name]]
 
@@ -57,7 +60,7 @@ def _flat(value: msgspec.Struct, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _in_force(before: Config, after: Config, done: list[str]) -> Config:
-    """The old configuration with some settings of the new one."""
+    """Return the old configuration with the settings `done` of the new one."""
     for setting in done:
         before = _with(before, after, setting.split("."))
     return before

@@ -1,4 +1,4 @@
-"""What is kept where: the key layout, and each change of state as one transaction.
+"""The key layout, and each change of state as one transaction.
 
-Values in, transactions out: nothing here talks to etcd.
+Values in, transactions out: only `store.update` talks to etcd.
 """

@@ -1,7 +1,7 @@
-"""Blueprints in the store: what is kept, under which keys, and the transactions that change it.
+"""Blueprints in the store: structs, keys, and the transactions that change them.
 
-A kind has a key of its own that every coming and going of a blueprint of the kind writes: who
-compares it knows that none came or went meanwhile. Processes and crons join from their modules.
+Every coming and going of a blueprint writes the key of its kind: a transaction that compares this
+key knows that none came or went meanwhile. Processes and crons join from their modules.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _TOP = (1 << 63) - 1
 
 
 class Metadata(msgspec.Struct, frozen=True):
-    """What is known about a blueprint or a definition. Times are Unix ns, 0 for unset."""
+    """Metadata of a blueprint or a definition. Times are Unix ns, 0 for unset."""
 
     name: str
     colonyname: str
@@ -59,10 +59,10 @@ class Metadata(msgspec.Struct, frozen=True):
 
 
 class Blueprint(msgspec.Struct, frozen=True):
-    """A wanted state (`spec`), and the state that its reconciler last told (`status`).
+    """A wanted state (`spec`), and the state that its reconciler last reported (`status`).
 
-    `seed` is ours and fresh for each blueprint, unlike the id, which its creator may choose: ids
-    of what follows from a blueprint are derived from it.
+    `seed` is random and fresh for each blueprint, unlike the id, which its creator may choose. Ids
+    of processes that follow from a blueprint are derived from it.
     """
 
     blueprintid: str
@@ -74,7 +74,7 @@ class Blueprint(msgspec.Struct, frozen=True):
 
 
 class Names(msgspec.Struct, frozen=True):
-    """What the kind of a definition is called."""
+    """The names of a kind."""
 
     kind: str
     listkind: str = ""
@@ -84,7 +84,9 @@ class Names(msgspec.Struct, frozen=True):
 
 
 class Handler(msgspec.Struct, frozen=True):
-    """Who reconciles blueprints of a kind, and how often in seconds (0: as often as upstream)."""
+    """The executor type that reconciles blueprints of a kind, and how often in seconds (0: as often
+    as upstream).
+    """
 
     executortype: str = ""
     functionname: str = ""
@@ -106,7 +108,7 @@ class Definition(msgspec.Struct, frozen=True):
 
 
 class BlueprintChange(msgspec.Struct, frozen=True):
-    """A row of history: a blueprint as a change of its generation left it; the time in Unix ns."""
+    """A row of history: a blueprint after a change of its generation; the time in Unix ns."""
 
     historyid: str
     blueprintid: str
@@ -129,91 +131,92 @@ class TxnBuilder:
     ops: list[Op] = field(default_factory=list)
 
     def join(self, txn: Txn) -> None:
-        """Make another transaction's conditions and operations part of this one."""
+        """Add another transaction's conditions and operations to this one."""
         self.compare.extend(txn.compare)
         self.ops.extend(txn.success)
 
     @property
     def txn(self) -> Txn:
-        """What to commit."""
+        """Return the transaction to commit."""
         return Txn(self.compare, self.ops)
 
 
 def _key(kind: str, colony: str, *parts: str) -> str:
-    """A key of one class; names may hold any character."""
+    """Return a key of one class; names may hold any character."""
     return f"{keys.ROOT}{kind}/{colony}/" + "/".join(quote(part, safe="") for part in parts)
 
 
 def definitions(colony: str) -> str:
-    """Prefix of the definitions of a colony."""
+    """Return the prefix of the definitions of a colony."""
     return _key("blueprintdefinition", colony)
 
 
 def definition(colony: str, kind: str) -> str:
-    """The definition of a kind."""
+    """Return the key of the definition of a kind."""
     return _key("blueprintdefinition", colony, kind)
 
 
 def definition_name(colony: str, name: str) -> str:
-    """Which kind the definition with a name defines."""
+    """Return the key that names the kind of the definition with this name."""
     return _key("blueprintdefinitionname", colony, name)
 
 
 def kind(colony: str, kind: str) -> str:
-    """Written whenever a blueprint of a kind comes, goes or moves."""
+    """Return the key that is written whenever a blueprint of a kind comes, goes or moves."""
     return _key("blueprintkind", colony, kind)
 
 
 def blueprints(colony: str) -> str:
-    """Prefix of the blueprints of a colony."""
+    """Return the prefix of the blueprints of a colony."""
     return _key("blueprint", colony)
 
 
 def blueprint(colony: str, name: str) -> str:
-    """One blueprint."""
+    """Return the key of a blueprint."""
     return _key("blueprint", colony, name)
 
 
 def blueprint_id(colony: str, blueprintid: str) -> str:
-    """Which blueprint has an id."""
+    """Return the key that names the blueprint with this id."""
     return _key("blueprintid", colony, blueprintid)
 
 
 def places(colony: str, kind: str) -> str:
-    """Prefix of the blueprints of a kind, at all locations."""
+    """Return the prefix of the blueprints of a kind, at all locations."""
     return _key("blueprintplace", colony, kind, "")
 
 
 def place(colony: str, kind: str, location: str, name: str = "") -> str:
-    """One blueprint at its location, or without a name the prefix of all that are there.
+    """Return the key of a blueprint at its location, or without a name the prefix of all at that
+    location.
 
-    Locations are compared as at hand-out: without regard to case.
+    Locations are compared as at assignment: without regard to case.
     """
     return _key("blueprintplace", colony, kind, location.lower(), name)
 
 
 def place_owner(key: str) -> str:
-    """The name of the blueprint that is at a place."""
+    """Return the name of the blueprint of a `place` key."""
     return unquote(key.rpartition("/")[2])
 
 
 def history(blueprint: Blueprint) -> str:
-    """Prefix of the history of a blueprint, newest first."""
+    """Return the prefix of the history of a blueprint, newest first."""
     return _key("blueprinthistory", blueprint.metadata.colonyname, blueprint.seed, "")
 
 
 def change(blueprint: Blueprint, generation: int) -> str:
-    """One row of history."""
+    """Return the key of one row of history."""
     return f"{history(blueprint)}{_TOP - generation:020d}"
 
 
 def derived(blueprint: Blueprint, what: str) -> str:
-    """The id of a process that follows from a blueprint: the same however often it is asked for."""
+    """Return the id of a process that follows from a blueprint: the same each time."""
     return hashlib.sha3_256(f"blueprint/{blueprint.seed}/{what}".encode()).hexdigest()
 
 
 def cron_id(colony: str, kind: str, location: str) -> str:
-    """The id of the cron that reconciles the blueprints of a kind at a location."""
+    """Return the id of the cron that reconciles the blueprints of a kind at a location."""
     return hashlib.sha3_256(place(colony, kind, location).encode()).hexdigest()
 
 
@@ -227,12 +230,12 @@ def _own(blueprint: Blueprint) -> tuple[str, str, str]:
 
 
 def blueprint_key(it: Blueprint) -> str:
-    """The key of a blueprint at hand."""
+    """Return the key of this blueprint."""
     return blueprint(it.metadata.colonyname, it.metadata.name)
 
 
 def define(it: Definition) -> Txn:
-    """A new definition, if its colony exists and its name and kind are free."""
+    """Add a definition, if its colony exists and its name and kind are free."""
     colony = it.metadata.colonyname
     own = definition(colony, it.names.kind)
     name = definition_name(colony, it.metadata.name)
@@ -248,7 +251,7 @@ def define(it: Definition) -> Txn:
 
 
 def undefine(it: Definition, kind_revision: int) -> Txn:
-    """A definition goes, if no blueprint of its kind came since its kind was read."""
+    """Remove a definition, if no blueprint of its kind came since the key of its kind was read."""
     colony = it.metadata.colonyname
     touched = kind(colony, it.names.kind)
     ops: list[Op] = [
@@ -260,7 +263,7 @@ def undefine(it: Definition, kind_revision: int) -> Txn:
 
 
 def add(it: Blueprint, definition_revision: int) -> TxnBuilder:
-    """A new blueprint, if its name and id are free and its definition is the one that was read."""
+    """Add a blueprint, if its name and id are free and its definition is the one that was read."""
     colony = it.metadata.colonyname
     own, identity, there = _own(it)
     return TxnBuilder(
@@ -279,13 +282,13 @@ def add(it: Blueprint, definition_revision: int) -> TxnBuilder:
 
 
 def write(it: Blueprint, revision: int) -> TxnBuilder:
-    """Another value of a blueprint that was read at `revision`."""
+    """Write another value of a blueprint that was read at `revision`."""
     own = blueprint_key(it)
     return TxnBuilder([ModRevision(own, revision)], [Put(own, pack(it))])
 
 
 def move(before: Blueprint, after: Blueprint, kind_revision: int) -> TxnBuilder:
-    """What joins a `write` that gives a blueprint another location."""
+    """Return the part of a `write` that gives a blueprint another location."""
     touched = kind(before.metadata.colonyname, before.kind)
     return TxnBuilder(
         [ModRevision(touched, kind_revision)],
@@ -294,7 +297,7 @@ def move(before: Blueprint, after: Blueprint, kind_revision: int) -> TxnBuilder:
 
 
 def remove(it: Blueprint, revision: int, kind_revision: int) -> TxnBuilder:
-    """A blueprint goes with its history, if none of its kind came or went meanwhile."""
+    """Remove a blueprint with its history, if none of its kind came or went meanwhile."""
     own, identity, there = _own(it)
     touched = kind(it.metadata.colonyname, it.kind)
     return TxnBuilder(
@@ -310,7 +313,7 @@ def remove(it: Blueprint, revision: int, kind_revision: int) -> TxnBuilder:
 
 
 def record(it: Blueprint, row: BlueprintChange) -> list[Op]:
-    """What adds a row of history and drops the one that is too old."""
+    """Return the operations that add a row of history and drop the row that is too old."""
     ops: list[Op] = [Put(change(it, row.generation), pack(row))]
     if row.generation > MAX_HISTORY:
         ops.append(Delete(change(it, row.generation - MAX_HISTORY)))

@@ -1,4 +1,4 @@
-"""What the store keeps of a daemon's clocks, by the identity of its home."""
+"""The record of a daemon's clocks in the store, by the identity of its home."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from node.store.keys import ROOT
 class ClockRecord(msgspec.Struct, frozen=True):
     """The clocks as a daemon last saw them, and the last step of its wall clock.
 
-    `wall` is Unix ns; `steady` is ns of the clock that is not set, in the start of the machine that
-    `boot` names. `by` and `at` are the last step in ns and when it was seen (0 for none), the
-    others how many were given other times.
+    `wall` is Unix ns; `steady` is ns of the clock that is never set, in the start of the machine
+    that `boot` names. `by` (ns) and `at` are the last step and when it was seen (0 for none), the
+    other fields how many things were given other times.
     """
 
     wall: int
@@ -26,5 +26,5 @@ class ClockRecord(msgspec.Struct, frozen=True):
 
 
 def seen(identity: str) -> str:
-    """What the daemon of one home saw."""
+    """Return the key of the record of one home's daemon."""
     return f"{ROOT}clock/{identity}"

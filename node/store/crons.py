@@ -1,7 +1,7 @@
-"""Crons in the store: a small value that moves with each firing, and a workflow that stays.
+"""Crons in the store: a small value that changes with each firing, and a workflow that stays.
 
-Values in, transactions out. A firing is written down before its workflow is submitted, and struck
-out after, so that whoever finds it there can submit it (again): the graph's id says which it is.
+Values in, transactions out. A firing is written before its workflow is submitted, and removed
+after. Any daemon that finds a firing can submit it (again): the graph's id is in it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CLASSES = ("timed/cron", "cronspec", "cronname")
 
 
 class CronFiring(msgspec.Struct, frozen=True):
-    """A workflow that is to be submitted: its id, and the graph whose output it gets as input.
+    """A workflow that is to be submitted: its id, and the graph whose output is its input.
 
     `at` is when this was decided, in Unix ns.
     """
@@ -34,8 +34,8 @@ class CronFiring(msgspec.Struct, frozen=True):
 class Cron(msgspec.Struct, frozen=True):
     """A cron. Times are Unix nanoseconds, 0 for unset; `interval` is seconds, -1 for none.
 
-    `window` is the end of the interval that a random `nextrun` was drawn from. `skipped` says
-    why the last run that was due did not happen, "" if it did.
+    `window` is the end of the interval that a random `nextrun` was drawn from. `skipped` says why
+    the last due run did not happen, "" if it did.
     """
 
     cronid: str
@@ -56,38 +56,40 @@ class Cron(msgspec.Struct, frozen=True):
 
 
 def prefix(colony: str) -> str:
-    """Prefix of the crons of a colony."""
+    """Return the prefix of the crons of a colony."""
     return f"{CRONS}{colony}/"
 
 
 def key(colony: str, cronid: str) -> str:
-    """One cron."""
+    """Return the key of a cron."""
     return prefix(colony) + cronid
 
 
 def spec_key(colony: str, cronid: str) -> str:
-    """The workflow of a cron, as it was sent."""
+    """Return the key of the workflow of a cron, as it was sent."""
     return f"{keys.ROOT}cronspec/{colony}/{cronid}"
 
 
 def name_key(colony: str, name: str) -> str:
-    """Which cron has a name; hashed, since upstream's names are free text."""
+    """Return the key that names the cron with this name; hashed, since names are free text."""
     digest = hashlib.sha3_256(name.encode()).hexdigest()
     return f"{keys.ROOT}cronname/{colony}/{digest}"
 
 
 def graph_id(cronid: str, due: int) -> str:
-    """The id of the graph that a cron starts for a due time in Unix ns."""
+    """Return the id of the graph that a cron starts for a due time in Unix ns."""
     return hashlib.sha3_256(f"cron/{cronid}/{due}".encode()).hexdigest()
 
 
 def graph_token(cronid: str, token: str) -> str:
-    """The id of the graph that a cron starts for a request."""
+    """Return the id of the graph that a cron starts for a request."""
     return hashlib.sha3_256(f"cron/{cronid}/run/{token}".encode()).hexdigest()
 
 
 def add(cron: Cron, workflowspec: str) -> Txn:
-    """A new cron, if its name is free and its colony exists; else the reads tell what is there."""
+    """Add a cron, if its name is free and its colony exists; otherwise the reads tell what is
+    there.
+    """
     mine, name = key(cron.colonyname, cron.cronid), name_key(cron.colonyname, cron.name)
     return Txn(
         [Absent(mine), Absent(name), Present(keys.colony(cron.colonyname))],
@@ -101,13 +103,13 @@ def add(cron: Cron, workflowspec: str) -> Txn:
 
 
 def update(cron: Cron, revision: int, compare: Sequence[Compare] = ()) -> Txn:
-    """Another value of a cron that was read at `revision`."""
+    """Write another value of a cron that was read at `revision`."""
     mine = key(cron.colonyname, cron.cronid)
     return Txn([ModRevision(mine, revision), *compare], [Put(mine, pack(cron))], [Get(mine)])
 
 
 def remove(cron: Cron) -> Txn:
-    """A cron goes, and a firing that was not submitted with it; its graphs stay."""
+    """Remove a cron, and a firing that was not submitted; its graphs stay."""
     colony, cronid = cron.colonyname, cron.cronid
     ops = [
         Delete(key(colony, cronid)),

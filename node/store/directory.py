@@ -1,6 +1,6 @@
-"""Who belongs to which colony: an index of colonies, users, executors and functions.
+"""The directory of members: an index of colonies, users, executors and functions.
 
-It is rebuilt from store events and asked by every authorisation; it writes nothing.
+Store events rebuild it, every authorisation asks it, and it writes nothing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Directory:
     told: int = 0
 
     def apply(self, key: str, value: bytes | None, revision: int) -> None:
-        """Take in one change of a member key; changes older than what is known are ignored."""
+        """Apply one change of a member key, unless a newer revision is known."""
         if revision < self.told or self._revisions.get(key, 0) >= revision:
             return
         self._revisions[key] = revision
@@ -104,7 +104,7 @@ class Directory:
                 del self._ids[identity]
 
     def replace(self, items: list[tuple[str, bytes, int]]) -> None:
-        """The store was listed anew: (key, value, revision) of every member key."""
+        """Replace the index after a new listing: (key, value, revision) of every member key."""
         self.rosters.clear()
         self._ids.clear()
         self._revisions.clear()
@@ -113,22 +113,22 @@ class Directory:
             self.apply(key, value, revision)
 
     def colony(self, name: str) -> Colony | None:
-        """The colony called `name`, if it is hosted here."""
+        """Return the colony called `name` if it is hosted here, else None."""
         roster = self.rosters.get(name)
         return roster.colony if roster else None
 
     def roster(self, name: str) -> Roster:
-        """Members of a colony; an empty roster when there is none."""
+        """Return the members of a colony; an empty roster when there is none."""
         return self.rosters.get(name) or Roster()
 
     def colonies_of(self, identity: str) -> list[str]:
-        """Names of the colonies in which an id is a user or an approved executor."""
+        """Return the names of the colonies in which an id is a user or an approved executor."""
         places = self._ids.get(identity, ())
         found = {colony for colony, _, _ in places if self.member(colony, identity)}
         return sorted(found)
 
     def demand_colonies(self, identity: str) -> list[str]:
-        """Like `colonies_of`. Raises Denied when there is none."""
+        """Return the same names as `colonies_of`. Raises Denied when there are none."""
         colonies = self.colonies_of(identity)
         if not colonies:
             raise Denied("the caller is a member of no colony here")
@@ -137,9 +137,9 @@ class Directory:
     async def seek(
         self, identity: str, look: Callable[[str], Awaitable[T | None]], field: str, wanted: str
     ) -> T:
-        """What `look` finds in the first of an id's colonies that has it.
+        """Return what `look` finds in the first of an id's colonies that has it.
 
-        What others have can't be told from nothing this way. Raises Denied when the id is a
+        A thing of another colony looks like one that does not exist. Raises Denied when the id is a
         member of no colony here, and NotFound, which begins with the request's `field`.
         """
         for colony in self.demand_colonies(identity):
@@ -149,28 +149,28 @@ class Directory:
         raise NotFound(f"{field}: no {noun} {wanted[:80]!r} in the caller's colonies")
 
     def knows(self, identity: str) -> bool:
-        """Whether an id has a role: server, owner, user, executor of any state."""
+        """Return whether an id has a role: server, owner, user, or executor of any state."""
         if identity in self._ids or identity == self.serverid:
             return True
         owners = (roster.colony.colonyid for roster in self.rosters.values() if roster.colony)
         return identity in owners
 
     def executor_of(self, colony: str, identity: str) -> Executor | None:
-        """The executor with this id in this colony, whatever its state."""
+        """Return the executor with this id in a colony, whatever its state, or None."""
         for home, kind, name in self._ids.get(identity, ()):
             if home == colony and kind == "executor":
                 return self.rosters[colony].executors[name]
         return None
 
     def user_of(self, colony: str, identity: str) -> User | None:
-        """The user with this id in this colony."""
+        """Return the user with this id in a colony, or None."""
         for home, kind, name in self._ids.get(identity, ()):
             if home == colony and kind == "user":
                 return self.rosters[colony].users[name]
         return None
 
     def member(self, colony: str, identity: str, *, approved: bool = True) -> Member | None:
-        """The user or (approved) executor with this id in this colony."""
+        """Return the user or (approved) executor with this id in a colony, or None."""
         if self.colony(colony) is None:
             return None
         executor = self.executor_of(colony, identity)
@@ -180,5 +180,5 @@ class Directory:
 
 
 def name_of(member: Member) -> str:
-    """The name that a member goes by."""
+    """Return the name of a member."""
     return member.name if isinstance(member, User) else member.executorname

@@ -1,7 +1,8 @@
-"""File versions, labels, snapshots and who holds bytes: structs, keys and transactions.
+"""Files in the store: versions, labels, snapshots and the holders of bytes, with keys and
+transactions.
 
 Each change of a colony's files rewrites the colony's sequence key and compares it, so the indexes
-(newest version per name, count per label, references per content) can't drift apart. Reading and
+(newest version of a name, count of a label, references to bytes) can't drift apart. Reading and
 retrying is in `node.files.catalog`.
 """
 
@@ -32,7 +33,9 @@ _TOP = (1 << 63) - 1
 
 
 class S3Object(msgspec.Struct):
-    """Where bytes lie. Secrets are never stored, so that no member can read another's."""
+    """The place of bytes on an S3 server. Secrets are never stored: no member can read
+    another's.
+    """
 
     server: str = ""
     port: Int64 = 0
@@ -47,7 +50,7 @@ class S3Object(msgspec.Struct):
 
 
 class Reference(msgspec.Struct):
-    """How to get bytes: "s3" from an S3 server, "colonyd" from a daemon's own directory."""
+    """A reference to bytes: "s3" on an S3 server, "colonyd" in a daemon's own directory."""
 
     protocol: str = "s3"
     s3object: S3Object = msgspec.field(default_factory=S3Object)
@@ -69,7 +72,7 @@ class File(msgspec.Struct):
 
 
 class Newest(msgspec.Struct, frozen=True, array_like=True):
-    """What the key of a file's name holds: all that listings and snapshots need."""
+    """The value of a file name's key: all that listings and snapshots need."""
 
     fileid: str
     sequencenr: int
@@ -79,7 +82,7 @@ class Newest(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Place(msgspec.Struct, frozen=True, array_like=True):
-    """Where the version with an id is kept."""
+    """The place of the version with an id."""
 
     label: str
     name: str
@@ -87,9 +90,9 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Holding(msgspec.Struct, frozen=True):
-    """Bytes that a daemon keeps for a colony; `since` (Unix ns): when `refs` became 0, or newer.
+    """Bytes that a daemon keeps for a colony; `since` (Unix ns) is when `refs` became 0, or newer.
 
-    `holder` is the id of the daemon's directory; `server` and `port` are where it is reached.
+    `holder` is the id of the daemon's directory; `server` and `port` are the daemon's address.
     """
 
     size: int
@@ -116,79 +119,83 @@ def _stem(label: str) -> str:
 
 
 def sequence(colony: str) -> str:
-    """The last sequence number of a colony; every change of its files writes it."""
+    """Return the key of a colony's last sequence number, which every change of its files writes."""
     return f"{keys.ROOT}fileseq/{colony}/last"
 
 
 def versions(colony: str, label: str, name: str) -> str:
-    """Prefix of the versions of one file, newest first. "//" ends the label: none contains it."""
+    """Return the prefix of the versions of one file, newest first. "//" ends the label: none
+    contains it.
+    """
     return f"{keys.ROOT}file/{colony}{_stem(label)}//{name}/"
 
 
 def version(colony: str, place: Place) -> str:
-    """One version."""
+    """Return the key of a version."""
     prefix = versions(colony, place.label, place.name)
     return f"{prefix}{_TOP - place.sequencenr:020d}"
 
 
 def by_id(colony: str, fileid: str) -> str:
-    """The place of a version."""
+    """Return the key of the place of a version."""
     return f"{keys.ROOT}fileid/{colony}/{fileid}"
 
 
 def names(colony: str, label: str) -> str:
-    """Prefix of the names directly under a label."""
+    """Return the prefix of the names directly under a label."""
     return f"{keys.ROOT}filename/{colony}{_stem(label)}//"
 
 
 def tree(colony: str, label: str) -> str:
-    """Prefix of the names under a label and all labels below it."""
+    """Return the prefix of the names under a label and all labels below it."""
     return f"{keys.ROOT}filename/{colony}{_stem(label)}/"
 
 
 def label_key(colony: str, label: str) -> str:
-    """How many versions a label has. Also the prefix of all labels that start so."""
+    """Return the key of the number of versions of a label, also the prefix of all labels that start
+    so.
+    """
     return f"{keys.ROOT}filelabel/{colony}{label}"
 
 
 def label_of(colony: str, key: str) -> str:
-    """The label in a label key."""
+    """Return the label in a label key."""
     return key[len(f"{keys.ROOT}filelabel/{colony}") :]
 
 
 def holding(colony: str, checksum: str) -> str:
-    """The bytes with a SHA-256 (hex) that are kept for a colony."""
+    """Return the key of the bytes with a SHA-256 (hex) that are kept for a colony."""
     return f"{BYTES}{colony}/{checksum}"
 
 
 def parse_holding(key: str) -> tuple[str, str]:
-    """Colony and checksum of a holding's key."""
+    """Return colony and checksum of a holding's key."""
     colony, checksum = key[len(BYTES) :].split("/")
     return colony, checksum
 
 
 def snapshots(colony: str) -> str:
-    """Prefix of a colony's snapshots."""
+    """Return the prefix of a colony's snapshots."""
     return f"{keys.ROOT}snapshot/{colony}/"
 
 
 def snapshot(colony: str, snapshotid: str) -> str:
-    """One snapshot."""
+    """Return the key of a snapshot."""
     return snapshots(colony) + snapshotid
 
 
 def snapshot_names(colony: str) -> str:
-    """Prefix of the names of snapshots."""
+    """Return the prefix of the names of snapshots."""
     return f"{keys.ROOT}snapshotname/{colony}/"
 
 
 def snapshot_name(colony: str, name: str) -> str:
-    """The id of the snapshot that has a name."""
+    """Return the key of the id of the snapshot with a name."""
     return snapshot_names(colony) + name
 
 
 class FileState(msgspec.Struct, frozen=True):
-    """What was read before a change: sequence, versions under the label, newest of the name."""
+    """The values read before a change: sequence, versions under the label, newest of the name."""
 
     last: int = 0
     revision: int = 0
@@ -204,17 +211,17 @@ class Held(msgspec.Struct, frozen=True):
 
 
 def place_of(file: File) -> Place:
-    """Where a version is kept."""
+    """Return the place of a version."""
     return Place(file.label, file.name, file.sequencenr)
 
 
 def newest_of(file: File) -> Newest:
-    """What the name's key holds while this version is the newest."""
+    """Return the value of the name's key while this version is the newest."""
     return Newest(file.fileid, file.sequencenr, file.checksum, file.size, file.ref.s3object.object)
 
 
 def add(file: File, known: FileState, held: Held | None) -> Txn:
-    """A new version, with its sequence number set. `held`: the bytes that it refers to."""
+    """Add a version, whose sequence number is set. `held` is the bytes that it refers to."""
     colony = file.colonyname
     compare: list[Compare] = [
         Present(keys.colony(colony)),
@@ -243,7 +250,9 @@ def remove(
     held: dict[str, Held],
     now: int,
 ) -> Txn:
-    """Remove versions of one file; `newest` is what is left, `held` the bytes they refer to."""
+    """Remove versions of one file; `newest` is the version that is left, `held` the bytes they
+    refer to.
+    """
     first = victims[0]
     colony, label = first.colonyname, first.label
     compare: list[Compare] = [ModRevision(sequence(colony), known.revision)]
@@ -272,7 +281,7 @@ def remove(
 
 
 def add_snapshot(value: Snapshot) -> Txn:
-    """A new snapshot under a name that is free."""
+    """Add a snapshot under a name that is free."""
     colony = value.colonyname
     name_key = snapshot_name(colony, value.name)
     return Txn(

@@ -1,7 +1,7 @@
 """Generators in the store: a small value with the ends of a queue, and the queue's arguments.
 
-Values in, transactions out. A pack writes its arguments at the queue's end; a firing writes down
-its range before its workflow is submitted, and strikes both out in one transaction after.
+Values in, transactions out. A pack writes its arguments at the queue's end. A firing writes its
+range before its workflow is submitted; one transaction removes both after that.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ class GeneratorFiring(msgspec.Struct, frozen=True):
 class Generator(msgspec.Struct, frozen=True):
     """A generator. Times are Unix nanoseconds, 0 for unset; `timeout` is seconds, 0 for none.
 
-    The queue is the arguments numbered from `head` to before `tail`; `oldest` is when the one at
-    the head came, and `queuebytes` are theirs. `roots` is how many nodes of the workflow get them.
+    The queue is the arguments numbered from `head` to before `tail`; `oldest` is when the argument
+    at the head came, `queuebytes` is the size of all. `roots` is how many nodes of the workflow get
+    them.
     """
 
     generatorid: str
@@ -69,7 +70,7 @@ class Generator(msgspec.Struct, frozen=True):
 
     @property
     def queuesize(self) -> int:
-        """How many arguments wait."""
+        """Return how many arguments wait."""
         return self.tail - self.head
 
 
@@ -81,60 +82,62 @@ class Arg(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Packing(msgspec.Struct, frozen=True):
-    """An argument to be queued; `token` stands for the request, "" if that has nothing unique."""
+    """An argument to be queued; `token` identifies the request, "" if nothing in it is unique."""
 
     arg: str
     token: str
 
 
 def prefix(colony: str) -> str:
-    """Prefix of the generators of a colony."""
+    """Return the prefix of the generators of a colony."""
     return f"{GENERATORS}{colony}/"
 
 
 def key(colony: str, generatorid: str) -> str:
-    """One generator."""
+    """Return the key of a generator."""
     return prefix(colony) + generatorid
 
 
 def spec_key(colony: str, generatorid: str) -> str:
-    """The workflow of a generator, as it was sent."""
+    """Return the key of the workflow of a generator, as it was sent."""
     return f"{keys.ROOT}generatorspec/{colony}/{generatorid}"
 
 
 def name_key(colony: str, name: str) -> str:
-    """Which generator has a name; hashed, since upstream's names are free text."""
+    """Return the key that names the generator with this name; hashed, since names are free text."""
     digest = hashlib.sha3_256(name.encode()).hexdigest()
     return f"{keys.ROOT}generatorname/{colony}/{digest}"
 
 
 def args_prefix(colony: str, generatorid: str) -> str:
-    """Prefix of the arguments of a generator."""
+    """Return the prefix of the arguments of a generator."""
     return f"{keys.ROOT}generatorarg/{colony}/{generatorid}/"
 
 
 def arg_key(colony: str, generatorid: str, number: int) -> str:
-    """One argument; they sort as they came."""
+    """Return the key of one argument; keys sort in the order of arrival."""
     return f"{args_prefix(colony, generatorid)}{number:020d}"
 
 
 def packed_prefix(colony: str, generatorid: str) -> str:
-    """Prefix of the tokens of a generator."""
+    """Return the prefix of the tokens of a generator."""
     return f"{PACKED}{colony}/{generatorid}/"
 
 
 def packed_key(colony: str, generatorid: str, token: str) -> str:
-    """Present when the request that a token stands for was served; holds when, in Unix ns."""
+    """Return the key that is present once the request of a token was served; it holds when, in Unix
+    ns.
+    """
     return packed_prefix(colony, generatorid) + token
 
 
 def graph_id(generatorid: str, head: int) -> str:
-    """The id of the graph that takes the arguments from `head` on."""
+    """Return the id of the graph that takes the arguments from `head` on."""
     return hashlib.sha3_256(f"generator/{generatorid}/{head}".encode()).hexdigest()
 
 
 def add(generator: Generator, workflowspec: str) -> Txn:
-    """A new generator, if its name is free and its colony exists; else the reads tell."""
+    """Add a generator, if its name is free and its colony exists; otherwise the reads tell."""
     g = generator
     mine, name = key(g.colonyname, g.generatorid), name_key(g.colonyname, g.name)
     return Txn(
@@ -151,7 +154,7 @@ def add(generator: Generator, workflowspec: str) -> Txn:
 def enqueue(
     generator: Generator, revision: int, packings: Sequence[Packing], now: int
 ) -> tuple[Generator, Txn]:
-    """Arguments join the queue; none does if a token was used before: the reads tell which."""
+    """Append arguments to the queue; none if a token was used before: the reads tell which."""
     g = generator
     mine = key(g.colonyname, g.generatorid)
     after = msgspec.structs.replace(
@@ -178,7 +181,7 @@ def enqueue(
 def fire(
     generator: Generator, revision: int, firing: GeneratorFiring, compare: Sequence[Compare]
 ) -> tuple[Generator, Txn]:
-    """Write down what is to be submitted."""
+    """Write down which firing is to be submitted."""
     mine = key(generator.colonyname, generator.generatorid)
     after = msgspec.structs.replace(generator, firing=firing)
     return after, Txn([ModRevision(mine, revision), *compare], [Put(mine, pack(after))])
@@ -187,9 +190,9 @@ def fire(
 def fired(
     generator: Generator, revision: int, oldest: int, compare: Sequence[Compare], size: int = 0
 ) -> tuple[Generator, Txn]:
-    """The workflow is in the store: its arguments, of `size` bytes, go.
+    """Remove the arguments of a firing, of `size` bytes, after its workflow is in the store.
 
-    `oldest` is when the next one came, or 0.
+    `oldest` is when the next argument came, or 0.
     """
     g = generator
     assert g.firing is not None
@@ -200,7 +203,7 @@ def fired(
         head=g.firing.upto,
         lastrun=g.firing.at,
         oldest=oldest,
-        # Older releases did not count.
+        # Older releases did not count bytes.
         queuebytes=max(0, g.queuebytes - size) if g.firing.upto < g.tail else 0,
     )
     gone = DeleteRange(
@@ -211,7 +214,7 @@ def fired(
 
 
 def remove(generator: Generator) -> Txn:
-    """A generator goes, with what is queued; its graphs stay."""
+    """Remove a generator with its queued arguments; its graphs stay."""
     colony, generatorid = generator.colonyname, generator.generatorid
     ops: list[Op] = [
         Delete(key(colony, generatorid)),

@@ -11,9 +11,9 @@ from node.model.names import in_key
 
 ROOT = "/colonyd/"
 SERVER = ROOT + "server"
-# A word of this store alone, which the homes of its daemons have as well.
+# A random word of this store, which the homes of its daemons have as well.
 STORE = ROOT + "store"
-# There while somebody reads the store as it was at one revision.
+# Present while a daemon or backup reads the store as it was at one revision.
 HOLD = ROOT + "hold"
 MEMBERS = ROOT + "member/"
 LIVE = ROOT + "live/"
@@ -21,7 +21,7 @@ QUEUE = LIVE + "queue/"
 RUNNING = LIVE + "running/"
 BLOCKED = LIVE + "blocked/"
 STEPS = LIVE + "step/"
-# What has happened to a graph, beside the ends of nodes; "!" sorts before their numbers.
+# Steps of a graph beside the ends of nodes; "!" sorts before their numbers.
 RELEASE, REMOVE, START, SWEEP = "!release", "!remove", "!start", "!sweep"
 # Priority times are signed 64-bit; the offset makes them sort as text.
 _BIAS = 1 << 63
@@ -29,47 +29,47 @@ _TOP = (1 << 63) - 1
 
 
 def colony(name: str) -> str:
-    """The colony itself."""
+    """Return the key of a colony."""
     return f"{MEMBERS}{name}/colony"
 
 
 def members(colony: str) -> str:
-    """Prefix of a colony, its users, executors and functions."""
+    """Return the prefix of a colony, its users, executors and functions."""
     return f"{MEMBERS}{colony}/"
 
 
 def user(colony: str, name: str) -> str:
-    """One user."""
+    """Return the key of a user."""
     return f"{MEMBERS}{colony}/user/{in_key(name)}"
 
 
 def executor(colony: str, name: str) -> str:
-    """One executor."""
+    """Return the key of an executor."""
     return f"{MEMBERS}{colony}/executor/{in_key(name)}"
 
 
 def function(colony: str, functionid: str) -> str:
-    """One function of one executor."""
+    """Return the key of one function of an executor."""
     return f"{MEMBERS}{colony}/function/{functionid}"
 
 
 def processes(colony: str) -> str:
-    """Prefix of all processes of a colony."""
+    """Return the prefix of all processes of a colony."""
     return f"{ROOT}process/{colony}/"
 
 
 def process(colony: str, processid: str) -> str:
-    """One process."""
+    """Return the key of a process."""
     return f"{ROOT}process/{colony}/{processid}"
 
 
 def submission(colony: str, processid: str) -> str:
-    """The signed bytes that asked for a process."""
+    """Return the key of the signed request for a process."""
     return f"{ROOT}submission/{colony}/{processid}"
 
 
 def queue(colony: str, executortype: str, prioritytime: int, processid: str) -> str:
-    """The place of a waiting process; `prioritytime` in Unix ns, may be negative."""
+    """Return the queue key of a waiting process; `prioritytime` in Unix ns, may be negative."""
     return f"{QUEUE}{colony}/{executortype}/{prioritytime + _BIAS:020d}/{processid}"
 
 
@@ -80,7 +80,7 @@ def parse_queue(key: str) -> tuple[str, str, int, str]:
 
 
 def running(colony: str, processid: str) -> str:
-    """The mark of a running process."""
+    """Return the running key of a process."""
     return f"{RUNNING}{colony}/{processid}"
 
 
@@ -91,7 +91,7 @@ def parse_running(key: str) -> tuple[str, str]:
 
 
 def blocked(colony: str, processid: str) -> str:
-    """The mark of a process that waits for its parents."""
+    """Return the blocked key of a process that waits for its parents."""
     return f"{BLOCKED}{colony}/{processid}"
 
 
@@ -102,33 +102,33 @@ def parse_blocked(key: str) -> tuple[str, str]:
 
 
 def pending(colony: str, processid: str) -> str:
-    """How many parents of a blocked process are not finished."""
+    """Return the key of how many parents of a blocked process are not finished."""
     return f"{ROOT}pending/{colony}/{processid}"
 
 
 def steps(colony: str, graphid: str) -> str:
-    """Prefix of what has happened to a graph and is not yet dealt with."""
+    """Return the prefix of the steps of a graph that are not yet dealt with."""
     return f"{STEPS}{colony}/{graphid}/"
 
 
 def step(colony: str, graphid: str, what: int | str) -> str:
-    """One thing that happened: the end of the node at a place, or what `what` says."""
+    """Return the key of one step: the end of the node at a place, or the kind that `what` names."""
     return steps(colony, graphid) + (f"{what:08d}" if isinstance(what, int) else what)
 
 
 def parse_step(key: str) -> tuple[str, str, str]:
-    """Return colony, graph id and what happened."""
+    """Return colony, graph id and kind of a step key."""
     colony, graphid, what = key[len(STEPS) :].split("/")
     return colony, graphid, what
 
 
 def graphs(colony: str) -> str:
-    """Prefix of the graphs of a colony."""
+    """Return the prefix of the graphs of a colony."""
     return f"{ROOT}graph/{colony}/"
 
 
 def graph(colony: str, graphid: str) -> str:
-    """One process graph."""
+    """Return the key of a process graph."""
     return graphs(colony) + graphid
 
 
@@ -136,12 +136,14 @@ GRAPH_PARTS = ROOT + "graphpart/"
 
 
 def graph_parts(colony: str, graphid: str) -> str:
-    """Prefix of the nodes of a large graph that is being submitted."""
+    """Return the prefix of the nodes of a large graph that is being submitted."""
     return f"{GRAPH_PARTS}{colony}/{graphid}/"
 
 
 def graph_part(colony: str, graphid: str, attempt: str, number: int) -> str:
-    """Some of these nodes. An attempt begins with its time in Unix ns, 20 digits."""
+    """Return the key of some of these nodes. An attempt begins with its time in Unix ns, 20
+    digits.
+    """
     return f"{graph_parts(colony, graphid)}{attempt}/{number:06d}"
 
 
@@ -152,70 +154,72 @@ def parse_graph_part(key: str) -> tuple[str, str, int]:
 
 
 def graph_states(colony: str, state: int) -> str:
-    """Prefix of the marks of the graphs in one state, newest first."""
+    """Return the prefix of the marks of the graphs in one state, newest first."""
     return f"{ROOT}graphstate/{colony}/{state}/"
 
 
 def graph_state(colony: str, state: int, submissiontime: int, graphid: str) -> str:
-    """The mark of a graph in its state; `submissiontime` in Unix ns."""
+    """Return the key of a graph in its state; `submissiontime` in Unix ns."""
     return f"{graph_states(colony, state)}{_TOP - submissiontime:020d}/{graphid}"
 
 
 def descending(time: int) -> str:
-    """How a time in Unix ns stands in keys that are sorted newest first."""
+    """Return a time in Unix ns as text for keys that are sorted newest first."""
     return f"{_TOP - time:020d}"
 
 
 def ascending(number: int) -> int:
-    """The time in Unix ns that `descending` made a number of."""
+    """Return the time in Unix ns that `descending` made a number of."""
     return _TOP - number
 
 
 def closed_prefix(colony: str, state: int) -> str:
-    """Prefix of the closed processes in one state, newest first."""
+    """Return the prefix of the closed processes in one state, newest first."""
     return f"{ROOT}closed/{colony}/{state}/"
 
 
 def closed(colony: str, state: int, endtime: int, processid: str) -> str:
-    """The mark of a closed process; `endtime` in Unix ns."""
+    """Return the closed key of a process; `endtime` in Unix ns."""
     return f"{closed_prefix(colony, state)}{_TOP - endtime:020d}/{processid}"
 
 
 def closed_by(colony: str, state: int, field: str, value: str) -> str:
-    """Prefix of the closed processes in one state that have a value, newest first.
+    """Return the prefix of the closed processes in one state that have a value, newest first.
 
-    `field` says which of those of the closed key. The value itself is not in the key: it
-    may be long, and hold any character.
+    `field` names the field of the closed key. The value itself is not in the key: it may be long,
+    and hold any character.
     """
     digest = hashlib.blake2b(f"{field}/{value}".encode(), digest_size=8).hexdigest()
     return f"{ROOT}closedby/{colony}/{state}/{digest}/"
 
 
 def closed_by_complete(colony: str) -> str:
-    """Present once all closed processes of a colony are there under `closed_by`, too."""
+    """Return the key that is present once all closed processes of a colony are under `closed_by`,
+    too.
+    """
     return f"{ROOT}closedby/{colony}/complete"
 
 
 def attribute(colony: str, attributeid: str) -> str:
-    """Which process an attribute belongs to."""
+    """Return the key that names the process of an attribute."""
     return f"{ROOT}attribute/{colony}/{attributeid}"
 
 
 def process_logs(colony: str, processid: str) -> str:
-    """Prefix of the log lines of a process."""
+    """Return the prefix of the log lines of a process."""
     return f"{ROOT}log/{colony}/{processid}/"
 
 
 def executor_logs(colony: str, executorname: str) -> str:
-    """Prefix of the log lines of an executor."""
+    """Return the prefix of the log lines of an executor."""
     return f"{ROOT}executorlog/{colony}/{in_key(executorname)}/"
 
 
 def log_place(timestamp: int) -> str:
-    """The last part of a log key; `timestamp` in Unix ns."""
+    """Return the last part of a log key; `timestamp` in Unix ns."""
     return f"{timestamp:020d}"
 
 
 def paused(colony: str) -> str:
-    """Present while assignments of a colony are paused."""
+    """Return the key that is present while assignments of a colony are paused."""
     return f"{ROOT}paused/{colony}"

@@ -1,7 +1,7 @@
-"""How much one thing may have, in bytes: the table "Limits" of docs/compatibility.md.
+"""Limits in bytes: the table "Limits" of docs/compatibility.md.
 
-A test holds that table and this module together. What a request may have is `rpc.max_body`; how
-many things there may be is in `processes.quotas`.
+A test holds that table and this module together. The limit of a request is `rpc.max_body`; limits
+on numbers of things are in `processes.quotas`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from node.etcd.parts import MOST
 __all__ = ["ANSWER", "BLUEPRINT", "CHANNEL", "GENERATOR", "INPUT", "MESSAGE", "VALUE"]
 
 _MIB = 2**20
-# What is kept under one key, such as a process with arguments, input, output and attributes.
+# The value of one key, such as a process with arguments, input, output and attributes.
 VALUE = MOST
 # The outputs of all parents of a node of a workflow.
 INPUT = 32 * _MIB

@@ -24,10 +24,10 @@ class Location(msgspec.Struct):
 
 
 def locations(colony: str) -> str:
-    """Prefix of the locations of a colony."""
+    """Return the prefix of the locations of a colony."""
     return f"{keys.ROOT}location/{colony}/"
 
 
 def location(colony: str, name: str) -> str:
-    """One location; its name may hold any character."""
+    """Return the key of a location; its name may hold any character."""
     return locations(colony) + quote(name, safe="")

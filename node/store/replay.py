@@ -1,6 +1,7 @@
-"""Where it is kept that a signed request took effect, and up to when that was forgotten.
+"""Markers in the store: which signed requests took effect, and up to which time they were removed.
 
-Markers lie by the time of issue, which is signed too: the same bytes have one key everywhere.
+Markers are sorted by the time of issue, which is signed too: the same bytes have one key
+everywhere.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ from node.etcd.txn import Below
 from node.store import keys
 
 MARKERS = keys.ROOT + "replay/"
-# Those of calls by which times are forgotten: few, and kept for ever.
+# Markers of calls that remove markers: few, and kept for ever.
 LASTING = keys.ROOT + "replaylasting/"
-# The latest span whose markers were removed. No clock is asked whether a marker may be gone.
+# The latest span whose markers were removed. No clock decides whether a marker may be gone.
 FLOOR = keys.ROOT + "replayed"
 SPAN = 60  # seconds of issue that share a span
 
 
 class ReplayMarker(msgspec.Struct, array_like=True):
-    """What became of one request; all empty but the first two: it was begun, or done at once.
+    """The state of one request; with all but the first two empty, it was begun, or done at once.
 
-    `digest` is of its bytes and `run` tells one try from another. `place` is the key that it wrote
-    first. `status` is 200 with the JSON of the answer, or that of a refusal with its message.
+    `digest` is of its bytes; `run` tells one try from another. `place` is the first key that it
+    wrote. `status` is 200 with the JSON of the answer, or the status of a refusal with its message.
     """
 
     digest: bytes
@@ -34,23 +35,23 @@ class ReplayMarker(msgspec.Struct, array_like=True):
     answer: bytes = b""
 
 
-# Written with every call that changes something, and gone in minutes: in the quickest form.
+# Written with every call that changes something, and removed within minutes: in the quickest form.
 encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.Decoder(ReplayMarker).decode
 
 
 def span(issued: float) -> int:
-    """The span of a time of issue (Unix s)."""
+    """Return the span of a time of issue (Unix s)."""
     return int(issued // SPAN)
 
 
 def spans(number: int) -> str:
-    """Prefix of the markers of a span; spans sort as their numbers."""
+    """Return the prefix of the markers of a span; spans sort as their numbers."""
     return f"{MARKERS}{number:012d}/"
 
 
 def slices(number: int, count: int, most: int) -> list[str]:
-    """Prefixes of the `count` markers of a span, with about `most` or fewer below each."""
+    """Return prefixes of the `count` markers of a span, with about `most` or fewer below each."""
     found = [spans(number)]
     while count > most:
         found = [f"{prefix}{digit:x}" for prefix in found for digit in range(16)]
@@ -64,16 +65,18 @@ def parse_span(key: str) -> int:
 
 
 def marker(identity: str, nonce: str, issued: float, *, lasting: bool = False) -> str:
-    """The marker of the one request that a signer makes with a nonce at a time (Unix s)."""
+    """Return the marker key of the one request that a signer makes with a nonce at a time
+    (Unix s).
+    """
     name = hashlib.sha256(f"{identity}/{nonce}".encode()).hexdigest()[:32]
     return LASTING + name if lasting else spans(span(issued)) + name
 
 
 def number(span: int) -> bytes:
-    """A span as the value of `FLOOR`."""
+    """Return a span as the value of `FLOOR`."""
     return b"%012d" % span
 
 
 def kept(span: int) -> Below:
-    """Holds while no marker of the span was removed."""
+    """Return the condition that no marker of the span was removed."""
     return Below(FLOOR, number(span))

@@ -1,6 +1,6 @@
-"""One value of the store is changed: read, changed, and written if nobody else wrote meanwhile.
+"""The compare-and-swap of one value: read, changed, and written if no other writer was faster.
 
-What spans several values, or starts from what memory holds, is a transaction of its module.
+A change of several values, or from values in memory, is a transaction of its own module.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Unmet(Exception):
-    """A condition besides that on the value itself does not hold; nothing was written."""
+    """A condition other than the one on the value itself does not hold; nothing was written."""
 
 
 async def update(
@@ -34,13 +34,15 @@ async def update(
     ops: Sequence[Op] = (),
     tries: int = 8,
 ) -> tuple[T, int]:
-    """Write what `change` makes of the value at `key`; return it, and the revision it has.
+    """Write what `change` returns for the value at `key`; return that and its revision.
 
-    `change` gets None where there is nothing, may return None or raise to leave all as it is, and
-    is called again with the present value when somebody else wrote meanwhile. If it returned None,
-    the revision is that of what is there, 0 for nothing. `ops` go along in the same transaction,
-    which happens only if `compare` holds, too. Raises Unmet when that does not, Conflict that
-    begins with `what` when all of so many `tries` came too late, and EtcdError.
+    `change` gets None where there is no value. It may return None or raise to leave the store as it
+    is, and is called again with the present value after a lost race. If it returned None, the
+    revision is that of the present value, 0 for none. `ops` join the transaction, which happens
+    only if `compare` holds, too.
+
+    Raises Unmet when `compare` does not hold, Conflict that begins with `what` after `tries` lost
+    races, and EtcdError.
     """
     found = await client.get(key)
     for _ in range(tries):

@@ -1,1 +1,1 @@
-"""What is told of a process while it lives: log lines, channels, and changes to subscribers."""
+"""Streams of a process while it lives: log lines, channels, and changes for subscribers."""

@@ -1,7 +1,8 @@
 """Channels: ordered messages between the initiator of a process and its executor.
 
-Who may speak and how much, appending, reading, and waking those who listen; keys and transactions
-are in `store.work.channels`. The log is in the store, so every daemon of it serves the same one.
+The rights and limits of messages, appending, reading, and waking listeners; keys and transactions
+are in `store.work.channels`. The messages are in the store, so every daemon of it serves the same
+ones.
 """
 
 from __future__ import annotations
@@ -75,14 +76,17 @@ def frames(entries: Sequence[ChannelEntry]) -> Iterator[list[ChannelEntry]]:
 
 
 class RateLimiter:
-    """Token buckets by key; `now` is in Unix ns. Buckets long unused are forgotten, so full."""
+    """Token buckets by key; `now` is in Unix ns.
+
+    A bucket that was unused for long is dropped, and so is full again.
+    """
 
     def __init__(self, rate: int = RATE, burst: int = BURST, kept: int = _KEPT) -> None:
         self._rate, self._burst, self._kept = rate, burst, kept
         self._buckets: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
     def allow(self, key: str, now: int) -> bool:
-        """Take a token, if there is one."""
+        """Take a token; return whether there was one."""
         left, then = self._buckets.pop(key, (float(self._burst), now))
         left = min(self._burst, left + max(0, now - then) / SECOND * self._rate)
         allowed = left >= 1
@@ -93,28 +97,28 @@ class RateLimiter:
 
 
 class ChannelWakeUp:
-    """One listener's bell: rung whenever the channel, or its process, may have changed."""
+    """The wake-up of one listener: set whenever the channel, or its process, may have changed."""
 
     def __init__(self) -> None:
         self._wakeup = trio.Event()
 
     def wake(self) -> None:
-        """There may be something new."""
+        """Wake the listener."""
         self._wakeup.set()
 
     def quiet(self) -> None:
-        """From here on a ring is news: call this before looking."""
+        """Start over: `wait` returns at the next `wake` from here on. Call this before reading."""
         self._wakeup = trio.Event()
 
     async def wait(self, seconds: float) -> None:
-        """Return at the next ring since `quiet`, or after `seconds`, in case one was lost."""
+        """Return at the first `wake` since `quiet`, or after `seconds`, in case one was lost."""
         with trio.move_on_after(seconds):
             await self._wakeup.wait()
 
 
 @dataclass
 class _AppendQueue:
-    """Those of this daemon that append to one channel: one after the other, in order of arrival."""
+    """The appends of this daemon to one channel: one after the other, in order of arrival."""
 
     turn: trio.Lock = field(default_factory=trio.Lock)
     length: int = 0
@@ -122,7 +126,7 @@ class _AppendQueue:
 
 @dataclass
 class Channels(Observer):
-    """`now` gives Unix nanoseconds."""
+    """The channels of all processes. `now` gives Unix nanoseconds."""
 
     client: EtcdClient
     directory: Directory
@@ -134,10 +138,10 @@ class Channels(Observer):
     _listeners: dict[str, dict[ChannelWakeUp, str]] = field(default_factory=dict)
 
     async def find(self, identity: str, processid: str, name: str) -> tuple[Process, int]:
-        """A process, whose channel the caller may use, and its revision.
+        """Return a process whose channel the caller may use, and its revision.
 
-        Raises Denied when the caller is not a member, or neither the initiator nor the
-        assigned executor; NotFound when there is no such process or it has no such channel.
+        Raises Denied when the caller is not a member, or neither the initiator nor the assigned
+        executor; NotFound when there is no such process or it has no such channel.
         """
 
         async def look(colony: str) -> tuple[Process, int] | None:
@@ -150,10 +154,10 @@ class Channels(Observer):
     # -- appending -----------------------------------------------------------------------
 
     async def append(self, processid: str, name: str, said: ChannelEntry, nonce: str = "") -> None:
-        """Put a message at the end of a channel; a repeat of one that is there does nothing.
+        """Append a message to a channel; a repeat of a message that is there does nothing.
 
-        The time is set here. Raises Invalid for a message that is too large or too many at
-        once, Conflict when the channel is full or the process has ended, and as `find` does.
+        The time is set here. Raises Invalid for a message that is too large or too many at once,
+        Conflict when the channel is full or the process has ended, and as `find` does.
         """
         if len(said.payload) > MAX_PAYLOAD:
             raise Invalid(
@@ -196,7 +200,7 @@ class Channels(Observer):
             txn = store.append(process, revision, name, said, head, at, digest)
             refusal = _refusal(process, head, len(said.payload))
             if refusal is not None:
-                # Refused on what memory holds: only the store's own word is final.
+                # Refused by values in memory: read the store's values before refusing.
                 txn = Txn([], txn.failure)
             result = await self.client.commit(txn)
             if refusal is None and result.succeeded:
@@ -207,7 +211,7 @@ class Channels(Observer):
                     self.processes.hooks.progressed(process)
                 return
             if digest and result.responses[2]:
-                return  # said already: a safe retry, even after the end
+                return  # there already: a repeat succeeds, even after the end
             if not result.responses[0]:
                 raise NotFound(f"processid: process {processid} was removed")
             then = (revision, at)
@@ -232,13 +236,13 @@ class Channels(Observer):
     async def read(
         self, process: Process, name: str, after: int, limit: int = 0
     ) -> list[ChannelEntry]:
-        """Entries of a channel without the first `after`, at most `limit` (0 and below: all)."""
+        """Return the entries after the first `after`, at most `limit` (0 and below: all)."""
         return await whole(self.pages(process, name, after, limit))
 
     async def pages(
         self, process: Process, name: str, after: int, limit: int
     ) -> Pages[ChannelEntry]:
-        """As `read`, in pages."""
+        """Return the same entries as `read`, in pages."""
         place = (process.colonyname, process.processid, name)
         if after >= MAX_ENTRIES:
             return
@@ -250,7 +254,7 @@ class Channels(Observer):
 
     @contextmanager
     def hear(self, processid: str, name: str) -> Iterator[ChannelWakeUp]:
-        """Be rung when there may be something new in a channel, by whichever daemon."""
+        """Give a wake-up for a channel, set by the appends of any daemon."""
         news = ChannelWakeUp()
         self._listeners.setdefault(processid, {})[news] = name
         try:
@@ -262,15 +266,17 @@ class Channels(Observer):
                 del self._listeners[processid]
 
     def moved(self, processid: str) -> None:
-        """Ring who listens to a channel of a process."""
+        """Wake the listeners of a process's channels."""
         self.wake(processid)
 
     def listed(self) -> None:
-        """Ring everybody."""
+        """Wake every listener."""
         self.wake("")
 
     def wake(self, processid: str, name: str = "") -> None:
-        """Ring who listens to a channel, or to any of a process, or ("") to any at all."""
+        """Wake the listeners of a channel, of all channels of a process, or ("") of all
+        channels.
+        """
         if not processid:
             everybody = [news for mine in self._listeners.values() for news in mine]
         else:
@@ -280,14 +286,14 @@ class Channels(Observer):
             news.wake()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Hear what other daemons of this store append, for ever."""
+        """Watch the appends of other daemons of this store, until cancelled."""
         sender, receiver = trio.open_memory_channel[WatchBatch](64)
         async with trio.open_nursery() as nursery:
             await nursery.start(partial(watch, self.client, store.PULSE, sender))
             task_status.started()
             async for batch in receiver:
                 if batch.snapshot:
-                    self.wake("")  # what came before it may have been missed
+                    self.wake("")  # appends before this moment may have been missed
                 for event in batch.events if not batch.snapshot else ():
                     if event.value is not None:
                         pulse = unpack(event.value, Pulse)
@@ -304,7 +310,7 @@ def _check_party(process: Process, identity: str, name: str) -> None:
 
 
 def _refusal(process: Process, head: ChannelHead, size: int) -> RpcError | None:
-    """Why a message of `size` bytes can't be appended, or None."""
+    """Return why a message of `size` bytes can't be appended, or None."""
     if process.closed:
         ended = process.state.name.lower()
         return Conflict(f"processid: the process is {ended}; its channels take no more messages")

@@ -1,6 +1,6 @@
 """Log lines: how they are written, and how a search goes through them, newest first.
 
-Who may write and read is decided by the caller.
+The caller checks rights.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _FIRST = 8  # lines that are read first: they may be long
 
 
 async def write(client: EtcdClient, log: Log) -> None:
-    """Keep a line for its process, if it has one, for its executor, and for the search."""
+    """Store a line for its process, if it has one, for its executor, and for the search."""
     await client.commit(Txn([], puts(log)))
 
 
 def puts(log: Log) -> list[Put]:
-    """What keeps a line, as part of a transaction."""
+    """Return the operations that store a line, for a wider transaction."""
     place = keys.log_place(log.timestamp)
     data = pack(log)
     ops = [
@@ -43,9 +43,11 @@ def puts(log: Log) -> list[Put]:
 async def lines(
     client: EtcdClient, prefix: str, count: int, *, since: int, now: int, latest: bool
 ) -> Pages[Log]:
-    """At most `count` lines below a prefix that came after `since`, oldest first, in pages.
+    """Return at most `count` lines below a prefix that are newer than `since`, oldest first, in
+    pages.
 
-    The first of them or, with `latest`, the last. Times in Unix ns. Raises EtcdError.
+    These are the first such lines or, with `latest`, the last ones. Times in Unix ns. Raises
+    EtcdError.
     """
     if count == 0:
         return
@@ -66,10 +68,10 @@ async def lines(
 async def search(
     client: EtcdClient, colony: str, text: str, count: int, *, since: int, until: int
 ) -> list[Log]:
-    """The newest `count` lines that contain `text`, newest first; times in Unix ns.
+    """Return the newest `count` lines that contain `text`, newest first; times in Unix ns.
 
-    Reads back only as far as it must. Raises Invalid when the newest `MAX_LOOKED_AT` lines
-    have none at all and there are more.
+    Reads back only as far as it must. Raises Invalid when none of the newest `MAX_LOOKED_AT` lines
+    has the text and there are more.
     """
     found: list[Log] = []
     looked_at = 0

@@ -1,8 +1,8 @@
-"""Tells subscribers what becomes of processes, in order: by this daemon, by another one of the
-store, or by this one when the store did not answer.
+"""Changes of processes that subscribers are told of, in order, whichever daemon made them.
 
-What we did ourselves is told by whoever did it. The watch of the live keys says what else happened,
-and at which revision: the store still has the process as it was then.
+A change by this daemon is reported by its writer. Changes by other daemons, and changes of ours
+that got no answer, are reported by the watch of the live keys, with their revision: the store still
+has the process as it was then.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from node.processes.service import Processes
 from node.store import keys
 from node.streams.subscriptions import Subscriptions
 
-# Seconds that what is heard is collected for: the answer to our own write may come after the watch.
+# Seconds for which changes are collected: the answer to our own write may come after the watch.
 _COLLECT = 0.05
-_AGAIN = 1.0  # seconds after which a store that failed is asked again
-# Processes with something to be told; with one more the subscriptions end, as those of the slow do.
+_AGAIN = 1.0  # seconds until the store is asked again after a failure
+# Processes with changes to tell; with one more, all subscriptions end.
 _MOST = 20_000
 
 Place = tuple[str, str]  # colony and process id
@@ -32,7 +32,7 @@ log = get_logger("elsewhere")
 
 
 def _place(key: str) -> Place | None:
-    """Colony and process id of a live key; None for one that is about a workflow."""
+    """Return colony and process id of a live key; None for the key of a workflow."""
     if key.startswith(keys.QUEUE):
         colony, _, _, processid = keys.parse_queue(key)
         return colony, processid
@@ -45,16 +45,18 @@ def _place(key: str) -> Place | None:
 
 @dataclass
 class RemoteChanges(Observer):
-    """What happened to processes and is not yet told, by its revision; None is to be read."""
+    """Changes of processes that are not yet told, by revision; None for a value that must be
+    read.
+    """
 
     processes: Processes
     subscriptions: Subscriptions
     _heard: dict[Place, dict[int, Process | None]] = field(default_factory=dict)
     _wakeup: trio.Event = field(default_factory=trio.Event)
-    _seen: int = 0  # the revision that the watch has told of
+    _seen: int = 0  # the revision up to which the watch has reported
 
     def changed(self, process: Process, revision: int) -> None:
-        """We changed a process: told now, or after what others did before and is not yet told."""
+        """Tell a change of this daemon: now, or after earlier changes that are not yet told."""
         subscriptions = self.subscriptions
         if subscriptions.any_open:
             place = (process.colonyname, process.processid)
@@ -67,7 +69,9 @@ class RemoteChanges(Observer):
         subscriptions.changed(process, revision)
 
     def live(self) -> set[Place]:
-        """What the indexes have; nothing while nobody subscribes."""
+        """Return the places of all processes in the indexes; none while there is no
+        subscription.
+        """
         if not self.subscriptions.any_open:
             return set()
         queue, running = self.processes.queue.entries, self.processes.running.entries
@@ -75,9 +79,10 @@ class RemoteChanges(Observer):
         return found | {(colony, processid) for processid, (colony, _, _) in running.items()}
 
     def hear(self, batch: WatchBatch, before: set[Place]) -> None:
-        """Changes of live keys; free while nobody subscribes.
+        """Take in the changes of live keys from a batch of the watch; free without subscriptions.
 
-        `before` is what was `live` before a snapshot: what is not in it any more has ended since.
+        `before` is what `live` returned before a snapshot: a process that is no longer in the
+        snapshot has ended since.
         """
         seen, self._seen = self._seen, batch.revision
         if not self.subscriptions.any_open:
@@ -105,7 +110,7 @@ class RemoteChanges(Observer):
         self._wakeup.set()
 
     async def run(self) -> None:
-        """Tell, for ever."""
+        """Tell subscribers, until cancelled."""
         while True:
             await self._wakeup.wait()
             await trio.sleep(_COLLECT)
@@ -135,7 +140,7 @@ class RemoteChanges(Observer):
             process, latest = self._heard[place][revision], revision
             if process is None and revision > told(place[1]):
                 if (*place, revision) not in read:
-                    waiting.add(place)  # heard while the store was read: all of its later ones wait
+                    waiting.add(place)  # reported while the store was read: later changes wait
                 elif (known := read[(*place, revision)]) is not None:
                     process, latest = known[0], max(revision, known[1])
             if place in waiting:

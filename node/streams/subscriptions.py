@@ -1,7 +1,7 @@
-"""Who wants to hear of which processes: a registry in memory, fed with every transition.
+"""Subscriptions to processes: a registry in memory, fed with every transition.
 
-A broadcast: nobody takes an event from another, and executors' wake-ups are none of it. Who may
-subscribe, and how events travel, is decided by the caller.
+A broadcast: each subscriber gets every event, and executors' polls have no part in it. The caller
+decides who may subscribe, and how events travel.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import trio
 
 from node.model.types import Process, State
 
-# Processes of which is remembered what was told last. Of one that has left by then, a change of
-# its contents while it runs is told as if it started.
+# Processes whose last told change is remembered. For a process that was dropped, a change of its
+# contents while it runs is told as if it started.
 REMEMBERED = 16_384
 
 # Events kept for a subscriber that is busy sending; one more ends its subscription.
 BUFFER = 512
-# Bytes of events that wait for one socket, all its subscriptions together; likewise.
+# Bytes of events that wait for one socket, of all its subscriptions; more end one, too.
 QUEUED = 16 << 20
-# Bytes of a process that says nothing, which `_encode` leaves out.
+# Bytes of a process with default values, which `_encode` leaves out.
 _BARE = 1000
 
 _encode = msgspec.json.Encoder().encode
@@ -34,7 +34,7 @@ _encode = msgspec.json.Encoder().encode
 class SubscriptionFilter:
     """Processes of `colonies` entering `state`; an empty id or executor type means any.
 
-    With a `processid` every end of that process is told too: after it `state` can't come.
+    With a `processid`, any end of that process is told, too: after it `state` can't come.
     """
 
     colonies: frozenset[str]
@@ -43,7 +43,7 @@ class SubscriptionFilter:
     executortype: str = ""
 
     def matches(self, process: Process) -> bool:
-        """Whether the transition that led to `process` is to be told."""
+        """Return whether the transition that led to `process` is to be told."""
         if process.colonyname not in self.colonies:
             return False
         if self.processid:
@@ -53,11 +53,11 @@ class SubscriptionFilter:
 
 
 def _weigh(process: Process) -> int:
-    """How many bytes a process has, about."""
+    """Return about how many bytes a process has."""
     try:
         return _BARE + len(_encode(process))
     except (TypeError, ValueError, OverflowError):
-        return QUEUED  # whoever is told of it will find out
+        return QUEUED  # sending the event will fail
 
 
 @dataclass
@@ -69,7 +69,7 @@ class ByteCounter:
 
 @dataclass
 class _Event:
-    """A process as it was at a transition, once for all that are to hear of it."""
+    """A process as it was at a transition, shared by all subscribers of it."""
 
     process: Process
     weight: int
@@ -77,7 +77,7 @@ class _Event:
 
 
 class Events:
-    """What a subscriber hears. An event counts as waiting until the next one is asked for."""
+    """The events of a subscriber. An event counts as waiting until the next one is asked for."""
 
     def __init__(self, registry: Subscriptions, meter: ByteCounter, buffer: int) -> None:
         self._send, self._receive = trio.open_memory_channel[_Event](buffer)
@@ -86,7 +86,7 @@ class Events:
         self.meter = meter
 
     def put(self, event: _Event) -> bool:
-        """Add an event; False when there are too many, or too large ones."""
+        """Add an event. Returns False when there are too many, or too many bytes."""
         if self.meter.held and self.meter.held + event.weight > QUEUED:
             return False
         try:
@@ -98,11 +98,11 @@ class Events:
         return True
 
     def end(self) -> None:
-        """Nothing more comes."""
+        """End the events after those that are there."""
         self._send.close()
 
     def close(self) -> None:
-        """Forget what was not taken."""
+        """Drop the events that were not taken."""
         self._send.close()
         self._done()
         with self._receive:
@@ -129,13 +129,13 @@ class Events:
             raise StopAsyncIteration from None
 
     async def receive(self) -> Process:
-        """The next process; raises trio.EndOfChannel after the last."""
+        """Return the next process; raises trio.EndOfChannel after the last."""
         self._done()
         self._taken = await self._receive.receive()
         return self._taken.process
 
     def receive_nowait(self) -> Process:
-        """Likewise, or raises trio.WouldBlock."""
+        """Return the next process, or raise trio.WouldBlock."""
         self._done()
         self._taken = self._receive.receive_nowait()
         return self._taken.process
@@ -151,8 +151,8 @@ class _Subscription:
 class Subscriptions:
     """All open subscriptions of a node.
 
-    `most` is how many one signer may have, `room` how many bytes of events may wait in all; whoever
-    counts those of a signer does so in `signers`.
+    `most` is how many one signer may have; callers count them in `signers`. `room` is how many
+    bytes of events may wait in all.
     """
 
     most: int = 1024
@@ -161,19 +161,19 @@ class Subscriptions:
     waiting: int = 0
     _of_process: dict[str, dict[_Subscription, None]] = field(default_factory=dict)
     _of_any: dict[_Subscription, None] = field(default_factory=dict)
-    # Attempt, state and revision of what was told last.
+    # Attempt, state and revision of the last told change.
     _told: OrderedDict[str, tuple[int, int, int]] = field(default_factory=OrderedDict)
 
     @property
     def any_open(self) -> bool:
-        """Whether anybody subscribes."""
+        """Return whether there is any subscription."""
         return bool(self._of_any or self._of_process)
 
     @contextmanager
     def open(
         self, wanted: SubscriptionFilter, buffer: int = BUFFER, meter: ByteCounter | None = None
     ) -> Iterator[Events]:
-        """Hear of what is `wanted` from now on; the events end early when there are too many."""
+        """Give the events for `wanted` from now on; they end early when too many wait."""
         events = Events(self, meter or ByteCounter(), buffer)
         subscription = _Subscription(wanted, events)
         if wanted.processid:
@@ -187,7 +187,7 @@ class Subscriptions:
             events.close()
 
     def let_go(self, event: _Event) -> None:
-        """One of those that were to hear of an event has heard of it, or is gone."""
+        """Release an event for one subscriber, which got it or is gone."""
         event.holders -= 1
         if not event.holders:
             self.waiting -= event.weight
@@ -202,7 +202,7 @@ class Subscriptions:
                 del self._of_process[processid]
 
     def end_all(self) -> None:
-        """End every subscription: something can't be told, and a gap would go unnoticed."""
+        """End every subscription: a change can't be told, and a gap would go unnoticed."""
         for subscription in [
             *self._of_any,
             *(s for each in self._of_process.values() for s in each),
@@ -211,17 +211,19 @@ class Subscriptions:
             subscription.events.end()
 
     def told(self, processid: str) -> int:
-        """The revision up to which was told what became of a process, 0 for never."""
+        """Return the revision of the last told change of a process, 0 for none."""
         known = self._told.get(processid)
         return known[2] if known is not None else 0
 
     def follows(self, process: Process) -> bool:
-        """Whether no transition is known to be missing between what was told last and this."""
+        """Return whether no transition is known to be missing between the last told one and this
+        one.
+        """
         known = self._told.get(process.processid)
         return known is None or process.attempt <= known[0] + (process.state == State.RUNNING)
 
     def _is_new(self, process: Process, revision: int) -> bool:
-        """Whether it is a transition: neither a change of contents, nor heard from two sides."""
+        """Return whether this is a transition: no change of contents only, and not told before."""
         known, attempt, state = self._told.get(process.processid), process.attempt, process.state
         self._told[process.processid] = (attempt, int(state), revision)
         self._told.move_to_end(process.processid)
@@ -230,7 +232,10 @@ class Subscriptions:
         return known is None or known[0] != attempt or known[1] != state
 
     def changed(self, process: Process, revision: int = 0) -> None:
-        """A process was stored with a new state, or with new contents; never raises or waits."""
+        """Tell subscribers of a process that was stored with a new state; never raises or waits.
+
+        A change of contents only is not told.
+        """
         if not self._is_new(process, revision) or not self.any_open:
             return
         event: _Event | None = None
@@ -246,6 +251,6 @@ class Subscriptions:
                 self._end(max(everybody, key=lambda each: each.events.meter.held))
 
     def _end(self, subscription: _Subscription) -> None:
-        """End one that is too slow: a gap would go unnoticed, an end does not."""
+        """End a subscription that is too slow: a gap would go unnoticed, an end does not."""
         self._drop(subscription)
         subscription.events.end()

@@ -1,1 +1,3 @@
-"""How tasks live together: wake-ups, fair turns, work beside the event loop, contained failures."""
+"""Tools of tasks that live together: wake-ups, fair turns, work beside the event loop, contained
+failures.
+"""

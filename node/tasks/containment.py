@@ -1,7 +1,7 @@
-"""Keeps the trouble of one task or one request from ending the daemon.
+"""Containment: the failure of one task or one request must not end the daemon.
 
-A task whose exception leaves it ends its nursery, and with that everything. What is expected is
-caught where it is expected; here is what nobody expected, such as a MemoryError. Cancellation is
+A task whose exception leaves it ends its nursery, and with that everything. Expected errors are
+caught where they are expected; here are the unexpected ones, such as a MemoryError. Cancellation is
 never caught.
 """
 
@@ -16,7 +16,7 @@ import trio
 from node.host.log import get_logger
 
 _PAUSE = (1.0, 60.0)  # seconds until a failed task is started again; doubles
-_STABLE = 60.0  # seconds after which the failures before do not count any more
+_STABLE = 60.0  # seconds after which earlier failures no longer count
 _ADVICE = "the daemon goes on; if it comes again, report it with this traceback"
 
 log = get_logger("containment")
@@ -26,7 +26,7 @@ log = get_logger("containment")
 def contained(what: str, **context: object) -> Iterator[None]:
     """Log an unexpected exception of the block and go on after it.
 
-    What came together with a cancellation is logged, and the cancellation goes on.
+    Exceptions that come together with a cancellation are logged, and the cancellation goes on.
     """
     try:
         yield
@@ -40,7 +40,7 @@ async def keep_going(
     """Run `task` until it returns; start it again after an unexpected exception, with back-off.
 
     With `nursery.start` the task gets the status. An exception before it has started is raised: a
-    daemon that can't start says so.
+    daemon that can't start must say so.
     """
     status = _Status(task_status)
     failures, failed = 0, True

@@ -1,7 +1,7 @@
-"""Fair turns: at most so many at once, and those who wait go on one of each party in turn.
+"""A fair queue: at most so many turns at once, and waiting parties take turns.
 
 A party is a path, such as colony and member: colonies take turns first, and within a colony its
-members do. Nothing here knows what is waited for.
+members do. Nothing here knows what a turn is for.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Party = tuple[str, ...]
 
 @dataclass
 class FairQueue:
-    """At most `room` at once in all, and `each` of one party; 0 is no limit.
+    """At most `room` turns at once in all, and `each` of one party; 0 is no limit.
 
     All parties of one object have paths of the same length.
     """
@@ -28,12 +28,13 @@ class FairQueue:
     each: int = 0
     _inside: dict[Party, int] = field(default_factory=dict)
     _total: int = 0
-    # What waits: by the first name of a path, then the next, the last has a queue of its own.
+    # The waiting tasks: by the first name of a path, then the next; the last has a queue of its
+    # own.
     _waiting: OrderedDict[str, Any] = field(default_factory=OrderedDict)
 
     @asynccontextmanager
     async def of(self, party: Party) -> AsyncIterator[None]:
-        """A block that a party enters when it is its turn."""
+        """Hold a turn of a party during the block; waits for it first."""
         await self.enter(party)
         try:
             yield
@@ -41,7 +42,7 @@ class FairQueue:
             self.leave(party)
 
     def may(self, party: Party) -> bool:
-        """Take a turn if there is one at once; then `leave` ends it."""
+        """Take a turn if one is free at once, and return whether it was; `leave` ends it."""
         if self._full(party) or (self._waiting and self._queued(party)):
             return False
         self._admit(party)
@@ -64,7 +65,7 @@ class FairQueue:
             raise
 
     def leave(self, party: Party) -> None:
-        """End a turn; who waits goes on."""
+        """End a turn; a waiting task goes on."""
         self._total -= 1
         left = self._inside[party] - 1
         if left:
@@ -72,7 +73,7 @@ class FairQueue:
         else:
             del self._inside[party]
         if not self.room:
-            # Nobody waits for others than those of its own party.
+            # No task waits for parties other than its own.
             if self._waiting and self._queued(party):
                 self._admit(party)
                 self._queue(party).popleft().set()
@@ -107,7 +108,7 @@ class FairQueue:
         return bool(place)
 
     def _prune(self, party: Party) -> None:
-        """Forget what holds nobody of a party any more."""
+        """Remove the empty parts of a party's path."""
         places: list[Any] = [self._waiting]
         for name in party:
             places.append(places[-1][name])
@@ -116,7 +117,7 @@ class FairQueue:
                 del places[-1][name]
 
     def _next(self, waiting: OrderedDict[str, Any], above: Party) -> bool:
-        """Let the first in turn go on that may; False when nobody does."""
+        """Let the first waiting task go on that may; return False when none may."""
         for name in list(waiting):
             below, party = waiting[name], (*above, name)
             if isinstance(below, OrderedDict):

@@ -1,7 +1,7 @@
-"""Work on large values apart from the event loop, which goes on meanwhile.
+"""Work on large values in a thread, so that the event loop goes on.
 
-Only what computes values from values: no waiting, no shared state. What is one long call into C
-holds the loop all the same, so that such calls are bounded where they are made.
+Only for work that computes values from values: no waiting, no shared state. One long call into C
+holds the loop all the same, so such calls are bounded where they are made.
 """
 
 from __future__ import annotations
@@ -22,5 +22,5 @@ async def apart(size: int, work: Callable[[*Ts], T], *args: *Ts) -> T:
     """Return `work(*args)`, which is about `size` bytes of work; raises what it raises."""
     if size <= _SMALL:
         return work(*args)
-    # A thread: Python lets the loop run again after 5 ms, which no process would be started in.
+    # A thread: Python lets the loop run again after 5 ms; starting a process would take longer.
     return await trio.to_thread.run_sync(work, *args)

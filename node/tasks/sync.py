@@ -6,13 +6,15 @@ import trio
 
 
 class WakeUp:
-    """Wakes those who wait. Take `event` before looking at what may change, then wait for it."""
+    """Wakes waiting tasks. Take `event` before reading the state that may change, then wait
+    for it.
+    """
 
     def __init__(self) -> None:
         self.event = trio.Event()
 
     def wake(self) -> None:
-        """Wake all."""
+        """Wake all waiting tasks."""
         self.event.set()
         self.event = trio.Event()
 
@@ -25,6 +27,6 @@ class WakeUps(dict[str, WakeUp]):
         return wakeup
 
     def wake(self) -> None:
-        """Wake all who wait at any of them."""
+        """Wake the tasks that wait at any of them."""
         for wakeup in list(self.values()):
             wakeup.wake()

@@ -1,1 +1,1 @@
-"""What starts by the clock, on the one daemon that leads."""
+"""Timers: crons and generators, which start workflows on the one daemon that leads."""

@@ -1,6 +1,6 @@
-"""Cron expressions in upstream's dialect: what they mean, and the next moment they name.
+"""Cron expressions in upstream's dialect: their meaning, and the next moment that they name.
 
-`cronsim` knows the calendar; when a cron fires, and what then happens, is in `crons`.
+`cronsim` knows the calendar; `crons` decides when a cron fires, and what then happens.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _NAMES = {
 _UNITS = {"ns": 1, "us": 1_000, "µs": 1_000, "ms": 1_000_000, "s": SECOND}
 _UNITS |= {"m": 60 * SECOND, "h": 3600 * SECOND}
 _PART = re.compile(r"(\d{1,12}(?:\.\d{0,9})?)(ns|us|µs|ms|s|m|h)")
-# Next moments that are looked at before an expression counts as one that names none.
+# Next moments that are looked at before an expression counts as naming none.
 _TRIES = 4000
 
 
 class ScheduleError(ValueError):
-    """An expression that means nothing, or no moment at all."""
+    """An expression without a meaning, or without any moment."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class CronTimes:
 
 
 def local_zone(environ: Mapping[str, str], file: Path = Path("/etc/localtime")) -> ZoneInfo:
-    """The zone of this machine: `TZ` if it names one, else `file`, else UTC."""
+    """Return the zone of this machine: `TZ` if it names one, else `file`, else UTC."""
     name = environ.get("TZ")
     if name is not None:
         try:
@@ -78,10 +78,11 @@ def local_zone(environ: Mapping[str, str], file: Path = Path("/etc/localtime")) 
 
 
 def parse(text: str, local: ZoneInfo) -> FixedInterval | CronTimes:
-    """Read an expression; `local` is the zone of one that names none. Raises ScheduleError.
+    """Read an expression; `local` is the zone of an expression that names none. Raises
+    ScheduleError.
 
     Six fields, seconds first, with names, ranges, lists, steps and `?`; a `TZ=` or `CRON_TZ=` in
-    front; or a descriptor (`@hourly`, `@every 5m`). Like upstream's, beside cronsim's `L` and `#`.
+    front; or a descriptor (`@hourly`, `@every 5m`). As upstream, and cronsim's `L` and `#`.
     """
     if len(text) > _LONGEST:
         raise ScheduleError(f"at most {_LONGEST} characters")
@@ -113,10 +114,10 @@ def parse(text: str, local: ZoneInfo) -> FixedInterval | CronTimes:
 
 
 def _plain(field: str, place: int) -> str:
-    """A field in cronsim's dialect, which has no `?` and reads a star with a step otherwise.
+    """Return a field in cronsim's dialect, which has no `?` and reads a star with a step otherwise.
 
-    With days of the month and of the week both restricted either may match; a field counts as
-    unrestricted if it has a star without a step, to upstream anywhere, to cronsim at its start.
+    With days of the month and of the week both restricted, either may match. A field counts as
+    unrestricted if it has a star without a step: to upstream anywhere, to cronsim at its start.
     """
     low, high = _BOUNDS[place]
     items: list[str] = []
@@ -129,14 +130,14 @@ def _plain(field: str, place: int) -> str:
         elif slash and "-" not in span:
             span = f"{span}-{high}"
         first, dash, last = (_number(part, place) for part in span.partition("-"))
-        # cronsim takes a stepped range of one for a range without an end.
+        # cronsim takes a stepped range of one value for a range without an end.
         alone = bool(dash) and first == last and re.fullmatch("0*[1-9][0-9]*", step) is not None
         items.append(first if alone else span + slash + step)
     return ",".join(items)
 
 
 def _number(text: str, place: int) -> str:
-    """A value without its name or leading zeros, for comparison; anything else as it is."""
+    """Return a value without its name or leading zeros, for comparison; other text unchanged."""
     names = _NAMES.get(place, ())
     if text in names:
         return str(names.index(text) + _BOUNDS[place][0])
@@ -156,7 +157,7 @@ def _zone(name: str) -> ZoneInfo:
 
 
 def _duration(text: str) -> int:
-    """Go's notation for a duration, in whole seconds and at least one, as upstream has it."""
+    """Return a duration in Go's notation as whole seconds, at least one, as upstream does."""
     total, end = 0.0, 0
     for part in _PART.finditer(text):
         if part.start() != end:
@@ -171,10 +172,10 @@ def _duration(text: str) -> int:
 
 
 def next_moment(schedule: CronTimes, after: int) -> int:
-    """The first moment after `after`, in Unix ns. Raises ScheduleError when there is none.
+    """Return the first moment after `after`, in Unix ns. Raises ScheduleError when there is none.
 
-    As upstream has it, a time that is left out when clocks are put forward is left out here, and
-    one that comes twice is taken twice.
+    As upstream, a time that is left out when clocks are put forward is left out here, and a time
+    that comes twice is taken twice.
     """
     seconds = after // SECOND
     try:
@@ -193,5 +194,5 @@ def next_moment(schedule: CronTimes, after: int) -> int:
 
 
 def environment_zone() -> ZoneInfo:
-    """The zone of this machine as its environment has it."""
+    """Return the zone of this machine by its environment."""
     return local_zone(os.environ)

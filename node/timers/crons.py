@@ -42,13 +42,13 @@ from node.workflows.spec import read_workflow
 
 log = get_logger("crons")
 
-# A lost race is tried again with fresh values; this many in a row means something is wrong.
+# Tries of one change, each with fresh values after a lost race. More mean that something is wrong.
 _TRIES = 8
-# Nanoseconds that whoever wrote down a firing has to submit it before the leader does.
+# Nanoseconds that the writer of a firing has to submit it before the leader does.
 _GRACE = 2 * SECOND
 # Seconds between two looks at whether the previous workflow has ended.
 _PATIENCE = 1.0
-# ... and after it was not, since the store is full; the log tells that once for all of them.
+# ... after the store was too full; the log tells that once for all crons.
 _NO_ROOM = 5.0
 _PAGE = 16
 
@@ -69,10 +69,11 @@ def check_cron(cron: Cron, local: ZoneInfo) -> None:
 
 
 def next_run(cron: Cron, now: int, local: ZoneInfo, dice: Callable[[], float]) -> tuple[int, int]:
-    """When a cron that runs, or is added, at `now` runs next; and the end of its random interval.
+    """Return when a cron that runs, or is added, at `now` runs next; and the end of its random
+    interval.
 
-    All in Unix ns. It is always after `now`: what was missed meanwhile is not made up for. The
-    beat of an interval is kept unless one was missed. `dice` gives numbers in [0, 1). Raises
+    All in Unix ns. The next run is always after `now`: missed runs are not made up for. The beat of
+    an interval is kept unless a run was missed. `dice` gives numbers in [0, 1). Raises
     ScheduleError when there is no next time.
     """
     if cron.interval > 0 and cron.random:
@@ -93,20 +94,20 @@ def _beat(due: int, now: int, seconds: int) -> int:
 
 
 def due(cron: Cron) -> int | None:
-    """When the leader has to look after a cron, in Unix ns; None for never."""
+    """Return when the leader has to look after a cron, in Unix ns; None for never."""
     if cron.firing is not None:
         return cron.firing.at + _GRACE
     return cron.nextrun or None
 
 
 def owner(cron: Cron) -> tuple[str, str]:
-    """Return the colony and the id of the member that a cron is of."""
+    """Return the colony of a cron and the id of its member."""
     return cron.colonyname, cron.initiatorid
 
 
 @dataclass
 class Crons:
-    """`now` gives Unix nanoseconds, `dice` numbers in [0, 1)."""
+    """The crons of a node. `now` gives Unix nanoseconds, `dice` numbers in [0, 1)."""
 
     client: EtcdClient
     directory: Directory
@@ -121,9 +122,9 @@ class Crons:
     # -- for callers ---------------------------------------------------------------------
 
     async def add(self, cron: Cron, workflowspec: str) -> Cron:
-        """Store a new cron and say when it runs first; an empty id is filled in.
+        """Store a new cron and set its first run; an empty id is filled in.
 
-        A repeat with the same id returns what is there. Raises Invalid or NotFound, or TooMany.
+        A repeat with the same id returns the stored cron. Raises Invalid, NotFound, or TooMany.
         """
         check_cron(cron, self.local)
         place = "cron.workflowspec"
@@ -161,32 +162,32 @@ class Crons:
         self.index.apply(store.key(colony, cronid), None, result.revision)
 
     async def get(self, colony: str, cronid: str) -> Cron:
-        """The cron as the store has it. Raises NotFound."""
+        """Return the cron from the store. Raises NotFound."""
         found = await self.load(colony, cronid)
         if found is None:
             raise NotFound(f"cronid: no cron {cronid[:80]!r} in colony {colony}")
         return found[0]
 
     async def find(self, colony: str, name: str) -> Cron | None:
-        """The cron with a name, or None."""
+        """Return the cron with a name, or None."""
         found = await self.client.get(store.name_key(colony, name))
         known = await self.load(colony, found.value.decode()) if found is not None else None
         return known[0] if known is not None else None
 
     async def listing(self, colony: str, count: int) -> list[Cron]:
-        """At most `count` crons of a colony, by name."""
+        """Return at most `count` crons of a colony, by name."""
         found = list[Cron]()
         async for page in below(self.client, store.prefix(colony)):
             found += [unpack(kv.value, Cron) for kv in page]
         return sorted(found, key=lambda cron: cron.name)[:count]
 
     async def spec(self, cron: Cron) -> str:
-        """The workflow of a cron, as it was sent; "" for one that is gone."""
+        """Return the workflow of a cron, as it was sent; "" if the cron is gone."""
         found = await self.client.get(store.spec_key(cron.colonyname, cron.cronid))
         return found.value.decode() if found is not None else ""
 
     def with_specs(self, found: Sequence[Cron]) -> Pages[tuple[Cron, str]]:
-        """Crons with their workflows, in pages; without those that are gone by now."""
+        """Return crons with their workflows, in pages; without crons that are gone by now."""
         owners = {store.spec_key(each.colonyname, each.cronid): each for each in found}
         return each(
             values(self.client, list(owners)), lambda kv: (owners[kv.key], kv.value.decode())
@@ -195,7 +196,8 @@ class Crons:
     async def run_now(self, colony: str, cronid: str, token: str) -> Cron:
         """Start a cron's workflow now and move its next run; the same token starts it once.
 
-        One that waits for its previous workflow stays as it is while that runs. Raises RpcError.
+        A cron that waits for its previous workflow stays unchanged while that runs. Raises
+        RpcError.
         """
         graphid = store.graph_token(cronid, token)
         for _ in range(_TRIES):
@@ -246,7 +248,7 @@ class Crons:
         graphid = store.graph_id(cron.cronid, cron.nextrun)
         written = await self._write(*known, graphid, self.leader.fence)
         if written is None:
-            # Changed, and known by now; or this daemon leads no longer, and is about to hear of it.
+            # Changed, and known by now; or this daemon no longer leads, and is about to hear of it.
             return 0.0 if self.index.get(key) != known else _PATIENCE
         return await self._submit(*written, self.leader.fence)
 
@@ -255,10 +257,10 @@ class Crons:
         quotas.require_processes(cron.colonyname, cron.initiatorname, timed=True)
 
     async def _skip(self, cron: Cron, revision: int, reason: str) -> float:
-        """Leave a run out, and say so in the cron; the seconds until the next try.
+        """Leave a run out, and say so in the cron; return the seconds until the next try.
 
-        That is written once, and logged once in a while for all crons of a member: one that
-        may not start must not make work of its own.
+        It is written once, and logged once in a while for all crons of a member: a cron that may
+        not start must not make work of its own.
         """
         self._tell(cron, reason)
         if not cron.skipped:
@@ -279,7 +281,9 @@ class Crons:
         return msgspec.structs.replace(cron, nextrun=nextrun, window=window)
 
     async def _free(self, cron: Cron) -> bool:
-        """Whether nothing has to be waited for: failed, cancelled or removed is over, too."""
+        """Return whether no workflow has to be waited for: failed, cancelled or removed is over,
+        too.
+        """
         if not cron.waitforprevprocessgraph or not cron.prevprocessgraphid:
             return True
         graph = await self.workflows.load(cron.colonyname, cron.prevprocessgraphid)
@@ -288,7 +292,9 @@ class Crons:
     async def _write(
         self, cron: Cron, revision: int, graphid: str, fence: Sequence[Compare]
     ) -> tuple[Cron, int] | None:
-        """Write down that a workflow is to be submitted, and move the cron; None if that lost."""
+        """Write down that a workflow is to be submitted, and move the cron; return None after a
+        lost race.
+        """
         now = self.now()
         after = msgspec.structs.replace(
             self._moved(cron),
@@ -301,7 +307,7 @@ class Crons:
     async def _commit(
         self, cron: Cron, revision: int, fence: Sequence[Compare]
     ) -> tuple[Cron, int] | None:
-        """Store another value of a cron read at `revision`, or learn the one that is there."""
+        """Store another value of a cron read at `revision`, or learn the present one."""
         key = store.key(cron.colonyname, cron.cronid)
         result = await self.client.commit(store.update(cron, revision, fence))
         if result.succeeded:
@@ -317,17 +323,18 @@ class Crons:
             self.index.forget(key)
 
     async def load(self, colony: str, cronid: str) -> tuple[Cron, int] | None:
-        """The cron and its revision as the store has it, or None."""
+        """Return the cron and its revision from the store, or None."""
         if "/" in cronid:
             return None
         found = await self.client.get(store.key(colony, cronid))
         return (unpack(found.value, Cron), found.mod_revision) if found is not None else None
 
     async def _submit(self, cron: Cron, revision: int, fence: Sequence[Compare]) -> float:
-        """Submit what is written down, and strike it out; the seconds to leave the cron alone.
+        """Submit the workflow of a firing, and remove the firing; return the seconds to leave the
+        cron alone.
 
-        Submitting compares the cron's revision: once it is struck out, or the cron removed,
-        nobody can do it again, however long ago it began to.
+        Submitting compares the cron's revision: once the firing or the cron is removed, no daemon
+        can submit it again, however long ago it began to.
         """
         firing = cron.firing
         assert firing is not None
@@ -342,7 +349,7 @@ class Crons:
         )
         after, pause = msgspec.structs.replace(cron, firing=None, skipped=""), 0.0
         try:
-            # An older release may have taken what this one does not.
+            # An older release may have accepted a workflow that this one refuses.
             _, specs = await apart(
                 len(spec.value), read_workflow, spec.value.decode(), "cron.workflowspec"
             )

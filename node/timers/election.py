@@ -1,7 +1,7 @@
-"""One daemon at a time leads the daemons of a store: it holds a key that hangs on a lease.
+"""The election: one daemon at a time leads the daemons of a store, by a key on a lease.
 
-What a leader does is in `timers.runner`; a lease is no clock, so whoever acts as leader adds
-`fence` to its transactions.
+The leader's work is in `timers.runner`. A lease is no clock: the leader adds `fence` to its
+transactions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from node.store.keys import ROOT
 log = get_logger("leader")
 
 KEY = ROOT + "leader"
-# Seconds after which the others take over from a daemon that fell silent.
+# Seconds after which another daemon takes over from a silent leader.
 TTL = 6
 _FILE = "daemon-id"
 _AGAIN = 0.5  # seconds after a campaign that the store did not answer
@@ -35,14 +35,14 @@ _GOODBYE = 1.0  # seconds that giving up the lease may take
 
 
 class LeaseHolder(msgspec.Struct, frozen=True):
-    """Who leads: a home directory, and one start of a daemon in it."""
+    """The leader: a home directory, and one start of a daemon in it."""
 
     home: str
     start: str
 
 
 def home_identity(home: Path) -> str:
-    """The id of a home directory, made when missing; call it with the home locked."""
+    """Return the id of a home directory, made when missing; call it with the home locked."""
     path = home / _FILE
     try:
         found = path.read_text("ascii").strip()
@@ -64,10 +64,10 @@ def home_identity(home: Path) -> str:
 def may_take(
     seen: tuple[LeaseHolder, int] | None, home: str, start: str, *, led: bool
 ) -> Compare | None:
-    """What must hold for this daemon to become the leader now, or None: somebody else leads.
+    """Return what must hold for this daemon to become the leader now, or None: another one leads.
 
     A key of the same home is of an earlier start, since the home is locked. But two homes can be
-    copies of one: so once it has led, a daemon leaves a key of another start alone.
+    copies of one: once it has led, a daemon leaves a key of another start alone.
     """
     if seen is None:
         return Absent(KEY)
@@ -79,7 +79,10 @@ def may_take(
 
 @dataclass
 class Leader:
-    """`identity` is that of the home directory. `holds` is whether this daemon leads."""
+    """Leads, or waits for it.
+
+    `identity` is that of the home directory; `holds` is whether this daemon leads.
+    """
 
     client: EtcdClient
     identity: str
@@ -94,7 +97,7 @@ class Leader:
 
     @property
     def fence(self) -> Sequence[Compare]:
-        """What each transaction of the leader compares: with it, one that was deposed does nothing.
+        """Return what each transaction of the leader compares: a deposed leader's do nothing.
 
         After a defeat it still names the lost term, and never holds again.
         """
@@ -106,12 +109,12 @@ class Leader:
             await self._changed.wait()
 
     async def deposed(self) -> None:
-        """Return when this daemon does not lead."""
+        """Return when this daemon no longer leads."""
         while self.holds:
             await self._changed.wait()
 
     async def run(self) -> None:
-        """Lead whenever nobody else does, until cancelled."""
+        """Lead whenever no other daemon does, until cancelled."""
         sender, receiver = trio.open_memory_channel[WatchBatch](16)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_watch, self.client, sender)
@@ -151,12 +154,12 @@ class Leader:
                 await trio.sleep(_AGAIN)
                 continue
             if not won:
-                # Whoever won will be told by the watch.
+                # The watch will tell who won.
                 with trio.move_on_after(_AGAIN):
                     await changed.wait()
 
     async def _lead(self, condition: Compare) -> bool:
-        """Take the key and lead until it is lost; whether it was won at all."""
+        """Take the key and lead until it is lost; return whether it was won at all."""
         lease = await self.client.grant(TTL)
         try:
             data = pack(LeaseHolder(self.identity, self.start))
@@ -175,7 +178,7 @@ class Leader:
         finally:
             self._step_down()
             with trio.move_on_after(_GOODBYE, shield=True):
-                # Gone already, or it will run out.
+                # The key is gone already, or its lease will run out.
                 with suppress(EtcdError):
                     await self.client.revoke(lease)
 
@@ -187,7 +190,9 @@ class Leader:
         lost.set()
 
     async def _beaten(self, revision: int, lost: trio.Event) -> None:
-        """Notice that the key is gone or another's, which the watch may tell before the lease."""
+        """Notice that the key is gone or another daemon's: the watch may tell that before the
+        lease.
+        """
         while self._as_of <= revision or (self._seen is not None and self._seen[1] == revision):
             await self._changed.wait()
         lost.set()

@@ -43,16 +43,16 @@ from node.workflows.spec import read_workflow
 log = get_logger("generators")
 
 MAX_TRIGGER = 10_000
-# Bytes of all arguments of one workflow, and in all nodes if several get them: a pack must not be
-# multiplied in the store.
+# Bytes of all arguments of one workflow, and in all nodes if several get them: the store must not
+# hold a pack many times.
 MAX_BYTES = GENERATOR
 _IN_ALL = 2 * 2**20
-# Nanoseconds for which the repeat of a request is known again; requests are fresh for half of it.
+# Nanoseconds for which the repeat of a request is recognised; requests are fresh for half of it.
 REMEMBERED = 600 * SECOND
 _TRIES = 32
 # Arguments and bytes of one transaction of packs: each argument takes two operations of 128.
 _TOGETHER, _TOGETHER_BYTES = 50, 512 * 1024
-_NO_ROOM = 5.0  # seconds until a generator is looked at again that a full store kept from starting
+_NO_ROOM = 5.0  # seconds until a generator is tried again that a full store kept from starting
 _PAGE = 16
 _ARGS_PAGE = 1000
 
@@ -67,7 +67,8 @@ def check_generator(generator: Generator) -> None:
 
 
 def largest_arg(generator: Generator) -> int:
-    """Bytes that an argument may have, so that one workflow can hold as many as trigger it.
+    """Return the bytes that an argument may have, so that a workflow can hold as many as trigger
+    it.
 
     Each node without dependencies gets all of them.
     """
@@ -76,7 +77,9 @@ def largest_arg(generator: Generator) -> int:
 
 
 def decide(generator: Generator, now: int) -> GeneratorFiring | None:
-    """What is to be submitted at `now` (Unix ns): as many as trigger it, or all when time is up."""
+    """Return the firing at `now` (Unix ns): as many arguments as trigger it, or all when time is
+    up.
+    """
     size = generator.queuesize
     if size >= generator.trigger:
         upto = generator.head + generator.trigger
@@ -92,7 +95,9 @@ def _deadline(generator: Generator) -> int:
 
 
 def due(generator: Generator) -> int | None:
-    """When the leader has to look after a generator, in Unix ns; None for not before a pack."""
+    """Return when the leader has to look after a generator, in Unix ns; None for not before a
+    pack.
+    """
     if generator.firing is not None or generator.queuesize >= generator.trigger:
         return 0
     if generator.queuesize and generator.timeout > 0:
@@ -101,7 +106,7 @@ def due(generator: Generator) -> int | None:
 
 
 def owner(generator: Generator) -> tuple[str, str]:
-    """Return the colony and the id of the member that a generator is of."""
+    """Return the colony of a generator and the id of its member."""
     return generator.colonyname, generator.initiatorid
 
 
@@ -114,17 +119,19 @@ class _PackSlot:
 
 @dataclass
 class _PackQueue:
-    """Packs of one generator in the order they came; who has the lock stores for those behind."""
+    """Packs of one generator in the order they came; the holder of the lock stores for those
+    behind.
+    """
 
     lock: trio.Lock = field(default_factory=trio.Lock)
     seats: list[_PackSlot] = field(default_factory=list)
 
     def front(self) -> list[_PackSlot]:
-        """Those that go into one transaction."""
+        """Return the packs that go into one transaction."""
         taken, tokens, size = list[_PackSlot](), set[str](), 0
         for seat in self.seats[:_TOGETHER]:
             size += len(seat.packing.arg.encode())
-            # A repeat that came meanwhile goes later, when its token tells that it is one.
+            # A repeat that came meanwhile goes later: its token tells then that it is one.
             if taken and (size > _TOGETHER_BYTES or seat.packing.token in tokens):
                 break
             taken.append(seat)
@@ -134,7 +141,7 @@ class _PackQueue:
 
 @dataclass
 class Generators:
-    """`now` gives Unix nanoseconds."""
+    """The generators of a node. `now` gives Unix nanoseconds."""
 
     client: EtcdClient
     directory: Directory
@@ -150,7 +157,8 @@ class Generators:
     async def add(self, generator: Generator, workflowspec: str) -> Generator:
         """Store a new generator; an empty id is filled in.
 
-        A repeat with the same id returns what is there. Raises Invalid or NotFound, or TooMany.
+        A repeat with the same id returns the stored generator. Raises Invalid, NotFound, or
+        TooMany.
         """
         check_generator(generator)
         place = "generator.workflowspec"
@@ -196,71 +204,74 @@ class Generators:
         self.index.apply(store.key(colony, generatorid), None, result.revision)
 
     async def get(self, colony: str, generatorid: str) -> Generator:
-        """The generator as the store has it. Raises NotFound."""
+        """Return the generator from the store. Raises NotFound."""
         found = await self.load(colony, generatorid)
         if found is None:
             raise NotFound(f"generatorid: no generator {generatorid[:80]!r} in colony {colony}")
         return found[0]
 
     async def find(self, colony: str, name: str) -> Generator | None:
-        """The generator with a name, or None."""
+        """Return the generator with a name, or None."""
         found = await self.client.get(store.name_key(colony, name))
         known = await self.load(colony, found.value.decode()) if found is not None else None
         return known[0] if known is not None else None
 
     async def listing(self, colony: str, count: int) -> list[Generator]:
-        """At most `count` generators of a colony, by name."""
+        """Return at most `count` generators of a colony, by name."""
         found = list[Generator]()
         async for page in below(self.client, store.prefix(colony)):
             found += [unpack(kv.value, Generator) for kv in page]
         return sorted(found, key=lambda generator: generator.name)[:count]
 
     async def spec(self, generator: Generator) -> str:
-        """The workflow of a generator, as it was sent; "" for one that is gone."""
+        """Return the workflow of a generator, as it was sent; "" if the generator is gone."""
         found = await self.client.get(store.spec_key(generator.colonyname, generator.generatorid))
         return found.value.decode() if found is not None else ""
 
     def with_specs(self, found: Sequence[Generator]) -> Pages[tuple[Generator, str]]:
-        """Generators with their workflows, in pages; without those that are gone by now."""
+        """Return generators with their workflows, in pages; without generators that are gone by
+        now.
+        """
         owners = {store.spec_key(each.colonyname, each.generatorid): each for each in found}
         return each(
             values(self.client, list(owners)), lambda kv: (owners[kv.key], kv.value.decode())
         )
 
     async def load(self, colony: str, generatorid: str) -> tuple[Generator, int] | None:
-        """The generator and its revision as the store has it, or None."""
+        """Return the generator and its revision from the store, or None."""
         if "/" in generatorid:
             return None
         found = await self.client.get(store.key(colony, generatorid))
         return (unpack(found.value, Generator), found.mod_revision) if found is not None else None
 
     async def pack(self, colony: str, generatorid: str, arg: str, token: str = "") -> None:
-        """Add an argument to the end of the queue; the same token adds it once in ten minutes.
+        """Append an argument to the queue; the same token appends it once in ten minutes.
 
-        Packs of one generator keep their order, and those that come together share a
-        transaction. Raises RpcError, and EtcdError, which leaves open whether it was added.
+        Packs of one generator keep their order, and simultaneous ones share a transaction. Raises
+        RpcError, and EtcdError, which leaves open whether it was added.
         """
         key = store.key(colony, generatorid)
         line = self._lines.setdefault(key, _PackQueue())
         seat = _PackSlot(Packing(arg, token))
         line.seats.append(seat)
         try:
-            # The lock is given in the order of the seats: whoever gets it sits in front.
+            # The lock is given in the order of the slots: the task that gets it is in front.
             async with line.lock:
                 if not seat.done:
-                    # Shielded: others sit in this transaction; bounded by the store's timeout.
+                    # Shielded: other packs are in this transaction; bounded by the store's timeout.
                     with trio.CancelScope(shield=True):
                         await self._store(colony, generatorid, line.front())
         finally:
             line.seats = [each for each in line.seats if each is not seat and not each.done]
-            # Those who were stored for may leave late, when others sit in a line of their own.
+            # Packs that were stored by another task may leave late, when others have a queue of
+            # their own.
             if not line.seats and self._lines.get(key) is line:
                 del self._lines[key]
         if seat.error is not None:
             raise seat.error
 
     async def _store(self, colony: str, generatorid: str, seats: list[_PackSlot]) -> None:
-        """Add what the seats hold, or tell each of them what was wrong."""
+        """Append the arguments of the slots, or tell each slot what was wrong."""
         try:
             await self._enqueue(colony, generatorid, seats)
         except (RpcError, EtcdError) as error:
@@ -295,7 +306,7 @@ class Generators:
         raise Conflict("generatorid: the generator changes too fast; try again")
 
     def _check_room(self, generator: Generator, seats: Sequence[_PackSlot]) -> None:
-        """Refuse what is too large, and what the queue has no room for."""
+        """Refuse arguments that are too large, or for which the queue has no room."""
         most, quotas = largest_arg(generator), self.workflows.processes.quotas
         whose = f"generator {generator.name!r}"
         packs, size = generator.queuesize, generator.queuebytes
@@ -343,29 +354,33 @@ class Generators:
         return await self._submit(key, generator, revision, firing)
 
     def _wait(self, generator: Generator, reason: str) -> float:
-        """Say once in a while for all generators of a member why one waits; the seconds it does."""
+        """Log once in a while for all generators of a member why one waits; return the seconds of
+        the wait.
+        """
         if self._told.first(owner(generator), self.now()):
             name, generatorid = generator.name, generator.generatorid
             log.warning("generators wait", generator=generatorid, name=name, error=reason)
         return LATER
 
     async def _reload(self, key: str, revision: int) -> float:
-        """Learn what a transaction was lost to; the seconds to wait if it was not to a change."""
+        """Read the value that a lost transaction met; return the seconds to wait if it is
+        unchanged.
+        """
         found = await self.client.get(key)
         if found is None:
             self.index.forget(key)
             return 0.0
         self.index.apply(key, found.value, found.mod_revision)
-        # Unchanged, so this daemon leads no longer and is about to hear of it.
+        # Unchanged, so this daemon no longer leads and is about to hear of it.
         return 1.0 if found.mod_revision == revision else 0.0
 
     async def _submit(
         self, key: str, generator: Generator, revision: int, firing: GeneratorFiring
     ) -> float:
-        """Submit what is written down, then strike it out together with its arguments.
+        """Submit the workflow of a firing, then remove the firing together with its arguments.
 
-        Packs change the generator meanwhile, so submitting compares the first of the arguments:
-        it goes with the workflow's success, and then nobody can submit it again.
+        Packs change the generator meanwhile, so submitting compares the first of the arguments: it
+        is removed after success, and then no daemon can submit it again.
         """
         colony, generatorid = generator.colonyname, generator.generatorid
         spec = await self.client.get(store.spec_key(colony, generatorid))
@@ -377,7 +392,7 @@ class Generators:
             return await self._reload(key, revision)
         fence = self.leader.fence
         try:
-            # An older release may have taken what this one does not.
+            # An older release may have accepted a workflow that this one refuses.
             _, specs = await apart(
                 len(spec.value), read_workflow, spec.value.decode(), "generator.workflowspec"
             )
@@ -393,14 +408,14 @@ class Generators:
                 timed=True,
             )
         except TooMany as error:
-            # No argument is given up; the queue is bounded, so that those who pack hear of it.
+            # No argument is given up; the queue is bounded, so packs get an error.
             return self._wait(generator, error.message)
         except Conflict:
             return await self._reload(key, revision)
         except (RpcError, EtcdError) as error:
             if isinstance(error, EtcdError) and not is_final(error):
                 raise
-            # No argument is given up: whoever can mend it, or removes the generator, decides.
+            # No argument is given up until the generator is mended or removed.
             return self._wait(generator, f"its workflow is refused: {error}")
         size = sum(len(arg.encode()) for arg in args)
         return await self._strike_out(key, generator, revision, firing, oldest, size, fence)
@@ -417,10 +432,10 @@ class Generators:
     ) -> float:
         for _ in range(_TRIES):
             if generator.firing != firing:
-                return 0.0  # done by somebody else
+                return 0.0  # done by another daemon
             if not oldest and generator.tail > firing.upto:
                 oldest = (await self._args(generator, firing))[2]
-            # It may have come by a clock that was ahead.
+            # The time may be by a clock that was ahead.
             oldest = min(oldest, self.now())
             after, txn = store.fired(generator, revision, oldest, fence, size)
             result = await self.client.commit(txn)
@@ -435,7 +450,9 @@ class Generators:
     async def _args(
         self, generator: Generator, firing: GeneratorFiring
     ) -> tuple[list[str], Compare, int]:
-        """The arguments of a firing, the condition that they wait, and when the next one came."""
+        """Return the arguments of a firing, the condition that they wait, and when the next one
+        came.
+        """
         colony, generatorid = generator.colonyname, generator.generatorid
         prefix = store.args_prefix(colony, generatorid)
         head, upto = (
@@ -458,7 +475,7 @@ class Generators:
             start = page.items[-1].key + "\0"
 
     async def sweep(self) -> None:
-        """Forget the tokens of requests that are too old to be repeated."""
+        """Remove the tokens of requests that are too old to be repeated."""
         start: str | None = None
         limit = self.now() - REMEMBERED
         while True:

@@ -1,7 +1,7 @@
-"""Gives stored times that a step of the wall clock made wrong other ones, once it is noticed.
+"""Retiming: stored times that a step of the wall clock made wrong get other values.
 
-What a step is, and what deadlines are judged by meanwhile, is in `host.clock`. Here is what becomes
-of crons, generators and processes; docs/architecture.md ("Clocks") has the rest.
+`host.clock` notices steps, and judges deadlines meanwhile. Here crons, generators and processes are
+changed; docs/architecture.md ("Clocks") has the rest.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from node.timers.generators import Generators
 from node.timers.timerqueue import TimerIndex
 
 _TICK = 1.0  # seconds between looks at the clocks
-# Seconds between two writes of what the clocks show: a record is 100 bytes, and flash wears out.
+# Seconds between two writes of the clock record: it has 100 bytes, and flash wears out.
 _KEEP = 300.0
-_AGAIN = 4.0  # seconds more after the store did not answer, or took nothing
+_AGAIN = 4.0  # more seconds after the store did not answer, or took nothing
 _ELECTION = 10.0  # seconds that a step waits for this daemon to lead
 _GOODBYE = 1.0  # seconds that the last write may take
 _SLACK = int(JUMP * SECOND)
@@ -52,12 +52,12 @@ log = get_logger("clock")
 def retimed_cron(
     cron: Cron, before: int, now: int, seen: int, local: ZoneInfo, dice: Callable[[], float]
 ) -> Cron | None:
-    """A cron with the times it should have, or None when it has them. All times in Unix ns.
+    """Return a cron with the times it should have, or None when it has them. All times in Unix ns.
 
-    The clock shows `now` and would show `before` had it not been set; they are the same when it
-    was not. `seen` is the latest time that it is known to have shown before. A next run is never
-    further away than the schedule allows; a constant distance keeps what is left of it; and of the
-    moments of an expression one that nobody lived through is not made up for.
+    The clock shows `now` and would show `before` without the step; they are equal without a step.
+    `seen` is the latest time that it is known to have shown before. A next run is never further
+    away than the schedule allows. A constant distance keeps what is left of it. A moment of an
+    expression that the clock jumped over is not made up for.
     """
     after, by = cron, now - before
     if cron.firing is not None and cron.firing.at > now + _SLACK:
@@ -88,7 +88,7 @@ def retimed_cron(
 
 
 def retimed_generator(generator: Generator, before: int, now: int) -> Generator | None:
-    """A generator whose oldest argument came when it did by this clock, or None; as above."""
+    """Return a generator with its oldest argument's time by this clock, or None if it has it."""
     oldest, by = generator.oldest, now - before
     if not generator.queuesize or not oldest:
         return None
@@ -102,7 +102,10 @@ def retimed_generator(generator: Generator, before: int, now: int) -> Generator 
 
 @dataclass
 class Retiming:
-    """`kept` is what the store has, or is to have, of the clocks and the last step."""
+    """Gives stored times other values after a step of the clock.
+
+    `kept` is the clock record that the store has, or is to have, with the last step.
+    """
 
     client: EtcdClient
     clock: Clock
@@ -111,21 +114,22 @@ class Retiming:
     generators: Generators
     leader: Leader
     boot: str = ""
-    # What else is to be done for a step of so many ns, at a moment by the clock as it was before.
+    # Other actions for a step: they get its size in ns, and the time that the clock would show
+    # without it.
     also: Sequence[Callable[[int, int], Awaitable[None]]] = ()
     kept: ClockRecord | None = None
-    behind: int = 0  # the latest time seen before, as long as the clock is behind that
-    latest: int = 0  # the latest time that was shown before a step, as far as is known
+    behind: int = 0  # the latest time seen before, as long as the clock is behind it
+    latest: int = 0  # the latest time that is known to have been shown before a step
     _kept_at: float = 0.0
     _written: int = 0
     _begun: bool = False
-    # Whether the store has the times that memory goes by, as far as is known.
+    # Whether the store is known to have the times that memory goes by.
     _rewritten: bool = False
 
     async def load(self) -> None:
-        """Read what the clocks last showed, before anything is judged by them. Raises EtcdError.
+        """Read the stored clock record, before anything is judged by the clock. Raises EtcdError.
 
-        In the same start of the machine a step since then is one that is still to be dealt with.
+        Within the same start of the machine, a step since then is still to be dealt with.
         """
         found = await self.client.get(store.seen(self.leader.identity))
         self.kept = unpack(found.value, ClockRecord) if found is not None else None
@@ -141,13 +145,13 @@ class Retiming:
                 seconds=round((self.behind - now) / SECOND),
                 next="is it right (`date`)? If not, set it, or enable NTP",
             )
-            # At least: how long the machine was off is not known.
+            # At least: the time for which the machine was off is unknown.
             self.kept = msgspec.structs.replace(
                 self.kept, by=now - self.kept.wall, at=now, crons=0, generators=0, processes=0
             )
 
     async def run(self) -> None:
-        """Look at the clock each second, and mend what a step made wrong, until cancelled."""
+        """Look at the clock each second, and repair what a step made wrong, until cancelled."""
         try:
             while True:
                 try:
@@ -168,7 +172,7 @@ class Retiming:
         if (by := self.clock.step()) != 0:
             await self._mend(by)
         elif not self._begun and self.behind:
-            # Nobody saw the step, and it was at least this one.
+            # The step was not seen, and was at least this one.
             await self._tell_others(self.clock.now() - self.behind, self.behind)
         self._begun = True
         if not self._rewritten:
@@ -176,7 +180,9 @@ class Retiming:
             self._rewritten = True
 
     def view(self) -> dict[str, int]:
-        """What is known of the clock, for people: seconds, and how many were given other times."""
+        """Return the state of the clock for people: seconds, and how many things were given other
+        times.
+        """
         now, kept = self.clock.now(), self.kept or ClockRecord(0, 0, "")
         return {
             "now": now // SECOND,
@@ -197,11 +203,11 @@ class Retiming:
     async def _tell_others(self, by: int, before: int) -> None:
         for act in self.also:
             await act(by, before)
-        if self.client.pressure.own:  # what one host's clock shows is nothing to several
+        if self.client.pressure.own:  # the clock of one host means nothing to several
             await self.processes.hooks.clock_set(by, before)
 
     def _count(self, crons: int = 0, generators: int = 0, processes: int = 0) -> None:
-        """Note what was given other times."""
+        """Count what was given other times."""
         if not crons + generators + processes:
             return
         log.warning("times mended", crons=crons, generators=generators, processes=processes)
@@ -218,7 +224,10 @@ class Retiming:
     # -- after a step --------------------------------------------------------------------
 
     async def _mend(self, by: int) -> None:
-        """Deal with a step by so many ns. Raises EtcdError; then the step is still to be seen."""
+        """Deal with a step by so many ns.
+
+        Raises EtcdError; then the step is still to be dealt with.
+        """
         crons = generators = 0
         self.latest = max(self.latest, self.clock.judged)
         with trio.move_on_after(_ELECTION if self.client.pressure.own else 0):
@@ -238,7 +247,7 @@ class Retiming:
         self.generators.index.timer_queue.look_again()
 
     async def _retime_timed(self, before: int, now: int) -> tuple[int, int]:
-        """Give crons and generators other times, as the leader; how many of each."""
+        """Give crons and generators other times, as the leader; return how many of each."""
         crons = self.crons
 
         def cron(value: Cron) -> Cron | None:
@@ -258,7 +267,7 @@ class Retiming:
             after = retimed(known[0]) if known is not None else None
             if known is None or after is None:
                 continue
-            # One that changed meanwhile was given its times by the clock as it is.
+            # A value that changed meanwhile was given its times by the present clock.
             compare = [ModRevision(key, known[1]), *self.leader.fence]
             result = await self.client.commit(Txn(compare, [Put(key, pack(after))]))
             if result.succeeded:
@@ -267,10 +276,11 @@ class Retiming:
         return count
 
     async def _rewrite(self) -> int:
-        """Let the store have the deadlines and places that memory goes by; how many processes.
+        """Write the deadlines and places that memory goes by into the store; return how many
+        processes.
 
-        Not where several daemons share a store: what one host's clock shows is nothing to the
-        others, and each goes by its own memory. Raises EtcdError.
+        Not where several daemons share a store: one host's clock means nothing to the others, and
+        each goes by its own memory. Raises EtcdError.
         """
         await complete(self.processes)
         await self._place()
@@ -299,7 +309,7 @@ class Retiming:
         return count
 
     async def _place(self) -> None:
-        """Let those that were submitted in the future stand as if they had come now, in order."""
+        """Place processes that were submitted in the future as if they had come now, in order."""
         now, queue = self.clock.now(), self.processes.queue
         found: list[tuple[int, QueueEntry]] = []
         for number, entry in enumerate(list(queue.entries.values())):
@@ -314,7 +324,9 @@ class Retiming:
             queue.move(entry.processid, now - shift + rank - len(found))
 
     def _deadline(self, due: int, stored: int) -> int:
-        """What a deadline should be that is due then; the stored one, if it is that."""
+        """Return the stored form of a deadline that is due then; the stored value, if it is
+        right.
+        """
         if not stored or due <= self.clock.steady():
             return stored  # none, or dealt with at this moment
         right = self.clock.deadline(due)
@@ -326,7 +338,7 @@ class Retiming:
         processid: str,
         step: Callable[[Process, int], transitions.Transition | None],
     ) -> bool:
-        """Give one process other times; whether it still needed them. Raises EtcdError."""
+        """Give one process other times; return whether it still needed them. Raises EtcdError."""
         done: list[bool] = []
 
         def noted(process: Process, revision: int) -> transitions.Transition | None:
@@ -344,17 +356,17 @@ class Retiming:
     # -- what the store keeps ------------------------------------------------------------
 
     async def _keep(self) -> None:
-        """Write what the clocks show, if others wrote since and the last time is a while ago."""
+        """Write the clock record, if others wrote since and the last time is a while ago."""
         written, now = self.client.pressure.written, trio.current_time()
         if self._kept_at and (written == self._written or now < self._kept_at + _KEEP):
             return
-        self._kept_at = now  # one that fails is not repeated at once, either
+        self._kept_at = now  # a failed write is not repeated at once, either
         await self._write()
 
     async def _write(self) -> None:
         wall, steady = self.clock.now(), self.clock.steady()
         if not self._rewritten or abs(wall - steady - self.clock.offset) > _SLACK:
-            return  # a step that is not dealt with: the store must know the time before it
+            return  # an open step: the store must know the time before it
         kept = self.kept or ClockRecord(0, 0, "")
         self.kept = msgspec.structs.replace(kept, wall=wall, steady=steady, boot=self.boot)
         await self.client.put(store.seen(self.leader.identity), pack(self.kept))

@@ -1,6 +1,6 @@
-"""What one daemon does by the clock for all that share a store: crons and generators.
+"""The runner of timers: on the leader, it acts on crons and generators for all daemons of a store.
 
-Here it is decided who acts and on what; what acting means is in `crons` and `generators`.
+It decides who acts and on what; the actions are in `crons` and `generators`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ async def run(
 
 
 async def _terms(timed: Retiming) -> None:
-    """Act while this daemon leads; what is under way ends with its term."""
+    """Act while this daemon leads; actions under way end with its term."""
     while True:
         await timed.leader.elected()
         async with trio.open_nursery() as nursery:
@@ -62,7 +62,7 @@ async def _follow(timed: Retiming) -> None:
         except EtcdError as error:
             log.warning("timers begin later", error=error)
             await trio.sleep(_AGAIN)
-    # Not by the wall clock: what it says after a step is looked at before anything follows from it.
+    # Not by the wall clock: its time after a step is checked before anything follows from it.
     late = timed.clock.late
     async with trio.open_nursery() as nursery:
         nursery.start_soon(follow, timed.crons.index, late, timed.crons.act)

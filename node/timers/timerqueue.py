@@ -1,7 +1,6 @@
-"""What is due when: keys in the order of their moments, and the loop that acts on them.
+"""The timer queue: keys in the order of their moments, and the loop that acts on them.
 
-Values only, and a loop around an action that is handed in; who may act is decided in
-`timers.runner`.
+Values only, and a loop around an action that is handed in; `timers.runner` decides who may act.
 """
 
 from __future__ import annotations
@@ -25,17 +24,19 @@ T = TypeVar("T")
 
 log = get_logger("timers")
 
-# Seconds after which the clock is looked at again whatever is due: it may have been set.
+# Seconds after which the clock is read again in any case: it may have been set.
 _LONGEST_SLEEP = 30.0
-# Actions under way at a time, and those of one member; more would only queue up in the store.
+# Actions under way at a time, and of one member; more would only queue up in the store.
 _AT_ONCE, _EACH = 16, 4
-# Seconds for which a key is left alone whose action failed in a way that nobody expected.
+# Seconds for which a key is left alone after its action failed unexpectedly.
 _AFTER_A_FAULT = 60.0
 
 
 @dataclass
 class TimerQueue:
-    """Keys and the moments they are due at, in Unix ns. A key that is held back is not due."""
+    """Keys and the moments at which they are due, in Unix ns. A key that is held back is not
+    due.
+    """
 
     changed: trio.Event = field(default_factory=trio.Event)
     _moments: dict[str, int] = field(default_factory=dict)
@@ -43,7 +44,10 @@ class TimerQueue:
     _held: set[str] = field(default_factory=set)
 
     def set(self, key: str, moment: int | None) -> None:
-        """`key` is due at `moment`, or never. Whoever waits for `changed` looks again."""
+        """Set the moment at which `key` is due, None for never.
+
+        Wakes tasks that wait for `changed`.
+        """
         before = self._moments.pop(key, None)
         if before is not None:
             self._order.discard((before, key))
@@ -55,20 +59,20 @@ class TimerQueue:
             self.look_again()
 
     def clear(self) -> None:
-        """Forget all keys; those that are held back stay so when they return."""
+        """Remove all keys; keys that are held back stay so when they return."""
         self._moments.clear()
         self._order.clear()
         self.look_again()
 
     def hold(self, key: str) -> None:
-        """Leave `key` out until it is let go: somebody deals with it."""
+        """Hold `key` back until `let_go`: a task deals with it."""
         self._held.add(key)
         moment = self._moments.get(key)
         if moment is not None:
             self._order.discard((moment, key))
 
     def let_go(self, key: str) -> None:
-        """The end of `hold`."""
+        """End a `hold`."""
         self._held.discard(key)
         moment = self._moments.get(key)
         if moment is not None:
@@ -76,7 +80,7 @@ class TimerQueue:
         self.look_again()
 
     def due(self, now: int) -> list[str]:
-        """Keys whose moment has come, the earliest first."""
+        """Return the keys whose moment has come, the earliest first."""
         found: list[str] = []
         for moment, key in self._order:
             if moment > now:
@@ -85,11 +89,11 @@ class TimerQueue:
         return found
 
     def next(self) -> int | None:
-        """The earliest moment there is, or None."""
+        """Return the earliest moment, or None."""
         return self._order[0][0] if self._order else None
 
     def look_again(self) -> None:
-        """Whoever follows the agenda looks at the clock again."""
+        """Make `follow` read the clock again."""
         self.changed.set()
         self.changed = trio.Event()
 
@@ -100,23 +104,23 @@ class TimerIndex(Generic[T]):
 
     kind: type[T]
     due: Callable[[T], int | None]
-    # Colony and member that a value is of.
+    # Gives the colony and the member of a value.
     owner: Callable[[T], tuple[str, str]]
     timer_queue: TimerQueue = field(default_factory=TimerQueue)
-    # How many there are of a member, by colony and id, and of all members, by colony and "".
+    # How many values each member has, by colony and id, and all members together, by colony and "".
     owners: dict[tuple[str, str], int] = field(default_factory=dict)
     _known: dict[str, tuple[T, int]] = field(default_factory=dict)
 
     def get(self, key: str) -> tuple[T, int] | None:
-        """The value as last known, and its revision."""
+        """Return the value as last known, and its revision."""
         return self._known.get(key)
 
     def all_keys(self) -> list[str]:
-        """The keys of all values."""
+        """Return the keys of all values."""
         return list(self._known)
 
     def apply(self, key: str, value: bytes | None, revision: int) -> None:
-        """Take in one change of the store; those older than what is known are ignored."""
+        """Apply one change of the store, unless a newer revision is known."""
         known = self._known.get(key)
         if known is not None and known[1] >= revision:
             return
@@ -126,7 +130,7 @@ class TimerIndex(Generic[T]):
             self.learn(key, unpack(value, self.kind), revision)
 
     def replace(self, items: Sequence[tuple[str, bytes, int]]) -> None:
-        """The store was listed anew: (key, value, revision) of everything."""
+        """Replace the index after a new listing: (key, value, revision) of everything."""
         self._known.clear()
         self.owners.clear()
         self.timer_queue.clear()
@@ -134,7 +138,7 @@ class TimerIndex(Generic[T]):
             self.apply(key, value, revision)
 
     def learn(self, key: str, value: T, revision: int) -> None:
-        """The value is this, by the write at `revision`; ignored when a newer one is known."""
+        """Note the value written at `revision`, unless a newer one is known."""
         known = self._known.get(key)
         if known is not None and known[1] > revision:
             return
@@ -144,7 +148,7 @@ class TimerIndex(Generic[T]):
         self.timer_queue.set(key, self.due(value))
 
     def forget(self, key: str) -> None:
-        """The key is gone."""
+        """Remove a key that is gone from the store."""
         self._uncount(self._known.pop(key, None))
         self.timer_queue.set(key, None)
 
@@ -158,9 +162,9 @@ async def follow(
 ) -> None:
     """Act on each key of an index when it is due, until cancelled. `now` gives Unix ns.
 
-    Colonies take turns, and the members of each: many keys of one keep nobody else waiting.
-    `act` returns the seconds for which its key is then left alone, 0 for none; the same is done
-    for a second when it raises EtcdError or RpcError.
+    Colonies take turns, and the members of each: many keys of one member delay no other. `act`
+    returns the seconds for which its key is then left alone, 0 for none; after EtcdError or
+    RpcError it is one second.
     """
     turns, timer_queue = FairQueue(_AT_ONCE, _EACH), index.timer_queue
 

@@ -1,6 +1,6 @@
-"""What crons and generators have in common: a name, a workflow to start, and whose it is.
+"""Triggers: what crons and generators share: a name, a workflow to start, and a member.
 
-When they start it is theirs; how a workflow becomes processes is in `workflows.service`.
+Crons and generators decide when they start; `workflows.service` makes processes of a workflow.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from node.workflows.spec import read_workflow
 # The period that upstream shows for its loops, in ms: how late a start may be there.
 CHECKER_PERIOD = 1000
 MAX_NAME = 255
-# Seconds after which what may not start now is tried again.
+# Seconds after which a workflow that may not start now is tried again.
 LATER = 30.0
-# Nanoseconds for which nothing more is logged about what a member has that may not start.
+# Nanoseconds between two log lines about timers of one member that may not start.
 _TOLD = 600 * SECOND
 
 
 @dataclass
 class WarningLimiter:
-    """Of which members it was logged lately that something of theirs may not start."""
+    """The members for which a timer that may not start was logged lately."""
 
     _until: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def first(self, owner: tuple[str, str], now: int) -> bool:
-        """Return whether it is to be logged at `now` (Unix ns): once in ten minutes."""
-        # None is longer than it was made, also when the clock is set back.
+        """Return whether to log at `now` (Unix ns): once in ten minutes for each member."""
+        # None waits longer than ten minutes, also when the clock is set back.
         self._until = {
             known: until for known, until in self._until.items() if now < until <= now + _TOLD
         }
@@ -49,7 +49,7 @@ def check_name(name: str, field: str) -> None:
 
 
 def check_workflow(text: str, colony: str, field: str) -> list[FunctionSpec]:
-    """Read a workflow and check it, as far as that can be done without submitting it.
+    """Read a workflow and check it, as far as that is possible without submitting it.
 
     Raises Invalid that begins with `field`, also for the workflow of another colony.
     """
@@ -72,11 +72,11 @@ def check_workflow(text: str, colony: str, field: str) -> list[FunctionSpec]:
 
 
 def may_start(directory: Directory, colony: str, identity: str, name: str = "") -> bool:
-    """Whether what this identity left behind may start workflows in a colony (still).
+    """Return whether the timers of this identity may (still) start workflows in a colony.
 
-    Its owner and users may; executors too unless they were rejected: one that is not registered
-    at the moment has not lost its rights, as upstream has it. What goes by the colony's own name,
-    which no member can have, is the colony's, whichever key its owner has by now.
+    Its owner and users may; executors, too, unless they were rejected: an executor that is not
+    registered at the moment keeps its rights, as upstream has it. A timer under the colony's own
+    name, which no member can have, is the colony's, whichever key its owner has by now.
     """
     owner = directory.colony(colony)
     if owner is None:
@@ -90,5 +90,5 @@ def may_start(directory: Directory, colony: str, identity: str, name: str = "") 
 
 
 def is_final(error: EtcdError) -> bool:
-    """Whether the same request will fail again: it does not fit the store."""
+    """Return whether the same request will fail again: it does not fit the store."""
     return not error.retryable and not isinstance(error, EtcdNoSpace)

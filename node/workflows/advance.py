@@ -1,6 +1,6 @@
-"""What follows from the steps of process graphs: children unblocked, failures carried on, ends.
+"""The steps of process graphs: children are unblocked, failures and ends carried on.
 
-A step is written by the transaction that makes it happen and goes with the one that deals with it,
+A step is written by the transaction that makes it happen and removed by the one that deals with it,
 so a crash between the two loses nothing and repeats nothing. `workflows.service` makes the graphs.
 """
 
@@ -49,7 +49,7 @@ _REMEMBERED = 4096
 
 @dataclass(frozen=True)
 class _End:
-    """The end of the node at a place; `told` of its children are dealt with already."""
+    """The end of the node at a place; the first `told` of its children are dealt with already."""
 
     place: int
     state: State
@@ -72,25 +72,27 @@ class _Batch:
 
 @dataclass
 class Resolution(Observer):
-    """Deals with the steps of all graphs, each graph by one task at a time."""
+    """Deals with the steps of all graphs; one task at a time works on a graph."""
 
     client: EtcdClient
     processes: Processes
     _locks: dict[tuple[str, str], tuple[trio.Lock, list[int]]] = field(default_factory=dict)
-    # The revision of the newest step told of, of the graphs that are not settled.
+    # The revision of the newest reported step of each graph that is not settled.
     _dirty: dict[tuple[str, str], int] = field(default_factory=dict)
     _read: OrderedDict[tuple[str, str], int] = field(default_factory=OrderedDict)
     _wakeup: trio.Event = field(default_factory=trio.Event)
 
     def stepped(self, colony: str, graphid: str, revision: int) -> None:
-        """A step of a graph was written at `revision`, by us or by another daemon."""
+        """Note that a step of a graph was written at `revision`, by any daemon."""
         place = (colony, graphid)
         if self._read.get(place, 0) < revision:
             self._dirty[place] = max(revision, self._dirty.get(place, 0))
             self._wakeup.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Settle every graph whose steps nobody settles; started once those at hand are."""
+        """Settle every graph that has steps and no caller; reports started once those at hand are
+        settled.
+        """
         first = True
         while True:
             failed = False
@@ -102,7 +104,7 @@ class Resolution(Observer):
                     log.warning("workflow waits", graph=graphid, error=error)
                     failed = True
                 except Exception as error:
-                    # The others are not to wait for one that can't be dealt with.
+                    # A step that can't be dealt with must not keep the others waiting.
                     log.error("workflow waits", graph=graphid, error=repr(error))
                     failed = True
             if first:
@@ -114,9 +116,9 @@ class Resolution(Observer):
                 await self._wakeup.wait()
 
     async def settle(self, colony: str, graphid: str, patience: float = inf) -> None:
-        """Return when all that has happened to the graph by now is dealt with.
+        """Return when all steps of the graph so far are dealt with.
 
-        What is not after `patience` seconds goes on behind the caller's back.
+        After `patience` seconds the call returns, and the work goes on without it.
         """
         if (colony, graphid) not in self._dirty and (colony, graphid) not in self._locks:
             return
@@ -126,13 +128,13 @@ class Resolution(Observer):
 
     @asynccontextmanager
     async def held(self, colony: str, graphid: str) -> AsyncIterator[None]:
-        """A block in which the graph is settled, and nobody here changes it."""
+        """Settle a graph, and keep other tasks of this daemon from changing it during the block."""
         place = (colony, graphid)
         lock, users = self._locks.setdefault(place, (trio.Lock(), []))
         users.append(1)
         try:
             async with lock:
-                # What is not settled because the caller went away is settled by `run`.
+                # If the caller goes away, `run` settles the rest.
                 while place in self._dirty:
                     await self._settle(colony, graphid)
                 yield
@@ -151,7 +153,7 @@ class Resolution(Observer):
                 self._read.move_to_end(place)
                 if len(self._read) > _REMEMBERED:
                     self._read.popitem(last=False)
-                # A step told of meanwhile may be newer than the answer: then it is asked again.
+                # A step reported meanwhile may be newer than the answer: ask again.
                 if self._dirty.get(place, 0) <= max(told, page.revision):
                     self._dirty.pop(place, None)
                 return
@@ -206,7 +208,9 @@ class Resolution(Observer):
         await self._hand_on(Txn(batch.compare, batch.ops), ready)
 
     async def _hand_on(self, txn: Txn, ready: list[Process]) -> int:
-        """Commit what makes these processes ready; returns its revision, 0 when it lost a race."""
+        """Commit the transaction that makes these processes ready; return its revision, 0 for a
+        lost race.
+        """
         with self.processes.telling(*ready):
             result = await self.client.commit(txn)
         for process in ready:
@@ -248,7 +252,7 @@ class Resolution(Observer):
                 batch.ends.append((end.place, end.state))
 
     async def _ended(self, colony: str, ids: list[str], batch: _Batch) -> dict[str, Process]:
-        """Nodes that ended; the batch keeps them for their outputs unless they are large."""
+        """Return nodes that ended; the batch keeps them for their outputs unless they are large."""
         try:
             for node in await self.processes.load_many(colony, ids, most=_LARGE):
                 batch.nodes[node.processid] = node
@@ -258,9 +262,9 @@ class Resolution(Observer):
             return {node.processid: node for node in light}
 
     async def _decrement(self, graph: Graph, batch: _Batch) -> list[Process] | None:
-        """Count the batch's parents off; returns the nodes that nothing keeps any more.
+        """Count the batch's parents off; return the nodes that wait for no other parent.
 
-        None when such a node could not take its input and was failed instead: look again.
+        Returns None when such a node could not take its input and was failed instead: look again.
         """
         colony, graphid = graph.colonyname, graph.processgraphid
         places = list(batch.unblocked)
@@ -306,7 +310,7 @@ class Resolution(Observer):
         return ready
 
     async def _inputs(self, process: Process, known: dict[str, Process]) -> list[object]:
-        """The outputs of the parents, in the order of the dependencies."""
+        """Return the outputs of the parents, in the order of the dependencies."""
         ids = [node_id(process.processgraphid, parent) for parent in process.parents]
         inputs: list[object] = []
         size = 0
@@ -375,8 +379,8 @@ class Resolution(Observer):
                 try:
                     await self.processes.change_quietly(colony, pid, step)
                 finally:
-                    # Whether it happened, failed or got no answer: the store knows what is to
-                    # be sent.
+                    # Whether it happened, failed or got no answer: the store has what is to be
+                    # sent.
                     if pid in seen:
                         self.processes.tell(seen.pop(pid))
 
@@ -386,7 +390,7 @@ class Resolution(Observer):
         )
 
     async def _release(self, graph: Graph, revision: int, item: KeyValue) -> None:
-        """Create the nodes of a large graph from its parts, those that wait for others first."""
+        """Create the nodes of a large graph from its parts, nodes that wait for others first."""
         colony, graphid = graph.colonyname, graph.processgraphid
         attempt, done = unpack(item.value, tuple[str, int])
         parts, _ = await self.client.range_all(
@@ -424,7 +428,7 @@ class Resolution(Observer):
         await self.client.commit(Txn(compare, [*last, *store.put_graph(after, graph)]))
 
     async def _remove(self, colony: str, graphid: str, item: KeyValue | None) -> None:
-        """The graph is gone: so are its nodes, and then its steps."""
+        """Remove the nodes, and then the steps, of a graph that is gone."""
         count = unpack(item.value, int) if item is not None else 0
         places = iter(range(count))
 
@@ -448,7 +452,8 @@ class Resolution(Observer):
 
 
 async def _share(work: Callable[[], Awaitable[None]]) -> None:
-    """Have some workers do it together; when one fails, the others end and its error is raised.
+    """Let some workers do the work together; when one fails, the others end and its error is
+    raised.
 
     Raises EtcdError or RpcError as it is, in no group: callers tell them apart.
     """
@@ -469,5 +474,5 @@ async def _share(work: Callable[[], Awaitable[None]]) -> None:
 
 
 def size_of(ops: list[Op]) -> int:
-    """About how many bytes these operations put into a request."""
+    """Return about how many bytes these operations put into a request."""
     return sum(len(op.key) + len(op.value) for op in ops if isinstance(op, Put))

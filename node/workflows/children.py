@@ -1,6 +1,6 @@
-"""Nodes that a running node adds to its own workflow.
+"""Children: nodes that a running node adds to its own workflow.
 
-Everything else that changes a graph is in `workflows.service` and `workflows.advance`.
+All other changes of a graph are in `workflows.service` and `workflows.advance`.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ from node.store import keys
 from node.store.work import graphs as store
 from node.workflows.advance import Resolution
 
-# Children that an inserted node may take over: more do not fit one transaction.
+# Children that an inserted node may take over: more do not fit into one transaction.
 _MOST_MOVED = 40
-# What a node reports while it runs, and other nodes that end, change what was read.
+# Reports of a running node, and ends of other nodes, change the values that were read.
 TRIES = 8
 
 
 def too_fast(graphid: str) -> RpcError:
-    """What is said after `TRIES` lost races."""
+    """Return the error after `TRIES` lost races."""
     return Conflict(f"processgraphid: workflow {graphid} changes too fast; try again")
 
 
 @dataclass(frozen=True)
 class ChildRequest:
-    """The node that an executor, of this `identity`, wants below the one that it runs.
+    """A node that an executor, of this `identity`, wants below the node that it runs.
 
-    With `insert` it takes over all children of the parent; else a `childid` will wait for it too.
+    With `insert` it takes over all children of the parent; otherwise a `childid` will wait for it,
+    too.
     """
 
     parentid: str
@@ -65,7 +66,7 @@ class Children:
         raise too_fast(graph.processgraphid)
 
     async def _add(self, graph: Graph, wanted: ChildRequest) -> Process | None:
-        """One attempt, on values of now; None when one of them changed meanwhile."""
+        """Make one attempt on present values; return None when one of them changed meanwhile."""
         colony, graphid = graph.colonyname, graph.processgraphid
         hooks, parentid, insert = self.processes.hooks, wanted.parentid, wanted.insert
         found = await self.client.get(keys.graph(colony, graphid))
@@ -124,7 +125,7 @@ class Children:
         *,
         insert: bool,
     ) -> tuple[Process, int]:
-        """Hang a child below the new node. With `insert` that takes the parent's place."""
+        """Hang a child below the new node. With `insert`, the new node takes the parent's place."""
         colony, graphid = graph.colonyname, graph.processgraphid
         found = await self.processes.load(colony, childid) if "/" not in childid else None
         if found is None or found[0].processgraphid != graphid:

@@ -1,7 +1,7 @@
-"""Workflows: submitting process graphs, cancelling, removing and reading them.
+"""Workflows: process graphs are submitted, cancelled, removed and read.
 
-What a running node adds is in `children`; what follows when a node starts or ends is
-`workflows.advance`'s; who may ask is decided by the caller.
+Nodes that a running node adds are in `children`, steps in `workflows.advance`; the caller checks
+rights.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from node.workflows.children import TRIES, Children, too_fast
 
 log = get_logger("workflows")
 
-# Bytes that what a workflow is started with may have in all nodes that get it.
+# Bytes that the arguments of a workflow may have in all nodes that get them.
 MAX_GIVEN = 16 * 1024 * 1024
-# Seconds that a caller waits for what follows from its call; the rest follows without it.
+# Seconds that a caller waits for the steps that follow from its call; later ones follow without it.
 PATIENCE = 2.0
 _PAGE = 500
-_AT_ONCE = 64  # nodes that are made before others get their turn
-# Nanoseconds after which an attempt to submit that came to nothing is swept up.
+_AT_ONCE = 64  # nodes that are made before other tasks get their turn
+# Nanoseconds after which the parts of a failed attempt to submit are swept up.
 _STALE = 3600 * SECOND
 
 
 def check_given(given: Sequence[Any], roots: int, field: str) -> None:
-    """Raise Invalid for arguments that are too large for as many nodes as get them."""
+    """Raise Invalid for arguments that are too large for the number of nodes that get them."""
     if given and roots * len(pack(given)) > MAX_GIVEN:
         raise Invalid(
             f"{field}: each of its {roots} nodes without dependencies gets the same arguments or"
@@ -56,7 +56,9 @@ def check_given(given: Sequence[Any], roots: int, field: str) -> None:
 
 
 def _there(result: TxnResult) -> Graph:
-    """The graph that was there already; without one it was the guard that did not hold."""
+    """Return the graph that was there already; without one, raise Conflict: the guard did not
+    hold.
+    """
     if not result.responses[0]:
         raise Conflict("who wanted this workflow changed meanwhile")
     return unpack(result.responses[0][0].value, Graph)
@@ -89,12 +91,12 @@ class Workflows:
         guard: Sequence[Compare] = (),
         timed: bool = False,
     ) -> Graph:
-        """Store a new graph; returns the one already there if the id is taken.
+        """Store a new graph; return the stored one if the id is taken.
 
         `root_args` replace the args of the roots (and empty their kwargs), `root_input` becomes
-        their input. A new graph is stored only while `guard` holds; `timed` says that it starts
-        by the clock. Raises Invalid that begins with `field` and names node and field, Conflict
-        when the guard does not hold, and TooMany.
+        their input. A new graph is stored only while `guard` holds; `timed` means that a clock
+        starts it. Raises Invalid that begins with `field` and names node and field, Conflict when
+        the guard does not hold, and TooMany.
         """
         try:
             plan = await apart(NODE * len(specs), graphs.plan, specs)
@@ -140,7 +142,7 @@ class Workflows:
             return unpack(found.value, Graph)
 
     def _require_fit(self, node: Process, field: str) -> None:
-        """Raise RpcError that begins with `field` for a node that its peer would not take."""
+        """Raise RpcError that begins with `field` for a node that is too large for its peer."""
         try:
             self.processes.hooks.forwarding(node)
         except RpcError as error:
@@ -174,7 +176,7 @@ class Workflows:
             result = await self.client.commit(Txn([Absent(key), *guard], ops, [Get(key)]))
         if not result.succeeded:
             there = _there(result)
-            # Whoever wrote it may not have heard that it did.
+            # The daemon that wrote it may have got no answer.
             for node in await self.nodes(there):
                 self.processes.tell(node)
             return there
@@ -185,14 +187,14 @@ class Workflows:
     async def _store_large(
         self, graph: Graph, nodes: list[Process], head: list[Op], guard: Sequence[Compare]
     ) -> Graph:
-        """Write the nodes aside, then commit to the graph: from then on they will all come."""
+        """Write the nodes aside, then commit to the graph: from then on all of them will follow."""
         colony, graphid = graph.colonyname, graph.processgraphid
         key = keys.graph(colony, graphid)
         if (found := await self.client.get(key)) is not None:
             return unpack(found.value, Graph)
         await look()
         attempt = f"{self.processes.clock.now():020d}-{secrets.token_hex(4)}"
-        # Who waits for others is created first: nothing can end before its children are there.
+        # Nodes that wait for others are created first: none can end before its children are there.
         order = sorted(nodes, key=lambda node: not node.waitforparents)
         number, part, size = 0, list[Process](), 0
         for node in [*order, None]:
@@ -217,7 +219,9 @@ class Workflows:
         return await self.load(colony, graphid) or graph
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Deal with what happens to graphs, for ever; started once nothing is left over."""
+        """Deal with the steps of graphs, until cancelled; reports started once no old step is
+        left.
+        """
         async with trio.open_nursery() as nursery:
             await nursery.start(self.resolution.run)
             task_status.started()
@@ -229,7 +233,7 @@ class Workflows:
                 await trio.sleep(_STALE / SECOND / 4)
 
     async def sweep(self) -> None:
-        """Delete what attempts to submit a large graph left behind that came to nothing."""
+        """Delete the parts of large graphs whose submission failed."""
         items = (await self.client.range(keys.GRAPH_PARTS, limit=_PAGE, keys_only=True)).items
         for item in items:
             colony, graphid, began = keys.parse_graph_part(item.key)
@@ -264,10 +268,10 @@ class Workflows:
     async def remove(
         self, colony: str, graphid: str, *, running: bool = False, only: State | None = None
     ) -> None:
-        """Delete a graph with all its nodes; one that is not finished only if `running`.
+        """Delete a graph with all its nodes; an unfinished graph only if `running`.
 
-        With `only`, nothing is done to one that is in another state by now. Raises Invalid,
-        NotFound or Conflict.
+        With `only`, a graph that is in another state by now is left alone. Raises Invalid, NotFound
+        or Conflict.
         """
         graph = await self.load(colony, graphid)
         if graph is None:
@@ -298,7 +302,9 @@ class Workflows:
         await self.resolution.settle(colony, graphid)
 
     async def _ended(self, colony: str, graphid: str) -> bool:
-        """Cancel a graph that is to be removed; False when it ended by itself, or is gone."""
+        """Cancel a graph that is to be removed; return False when it ended by itself, or is
+        gone.
+        """
         try:
             await self.cancel(colony, graphid)
         except (Invalid, NotFound):
@@ -307,7 +313,7 @@ class Workflows:
         return True
 
     async def _commit(self, graph: Graph, revision: int, ops: Sequence[Op]) -> bool:
-        """Change a graph that was read at `revision`; False when somebody else did."""
+        """Change a graph that was read at `revision`; return False after a lost race."""
         colony, graphid = graph.colonyname, graph.processgraphid
         txn = Txn([ModRevision(keys.graph(colony, graphid), revision)], ops)
         result = await self.client.commit(txn)
@@ -318,26 +324,26 @@ class Workflows:
     # -- reading -------------------------------------------------------------------------
 
     async def load(self, colony: str, graphid: str) -> Graph | None:
-        """The graph, with all that has happened to it by now counted in; or None."""
+        """Return the graph with all its steps so far counted in, or None."""
         await self.resolution.settle(colony, graphid, PATIENCE)
         found = await self.client.get(keys.graph(colony, graphid))
         graph = unpack(found.value, Graph) if found is not None else None
         if graph is not None and not graph.released:
-            # Nobody sees a part of it.
+            # No reader sees a part of it.
             await self.resolution.settle(colony, graphid)
         return graph
 
     async def nodes(self, graph: Graph) -> list[Process]:
-        """The nodes of a graph, by place, without arguments, input and output."""
+        """Return the nodes of a graph, by place, without arguments, input and output."""
         return await self.processes.load_many(graph.colonyname, store.ids(graph), light=True)
 
     def pages(self, graph: Graph) -> Pages[Process]:
-        """The nodes of a graph, by place, in pages."""
+        """Return the nodes of a graph, by place, in pages."""
         names = [keys.process(graph.colonyname, pid) for pid in store.ids(graph)]
         return each(values(self.client, names), lambda kv: unpack(kv.value, Process))
 
     async def leaf_outputs(self, colony: str, graphid: str) -> list[Any]:
-        """The outputs of the nodes without children, in the order of their places."""
+        """Return the outputs of the nodes without children, in the order of their places."""
         graph = await self.load(colony, graphid)
         if graph is None:
             return []
@@ -346,7 +352,7 @@ class Workflows:
         return [value for node in loaded for value in node.output]
 
     async def listing(self, colony: str, state: int, limit: int) -> Pages[Graph]:
-        """At most `limit` graphs in one state, newest first, in pages."""
+        """Return at most `limit` graphs in one state, newest first, in pages."""
         prefix, names = keys.graph_states(colony, state), list[str]()
         marks = newest_first(self.client, prefix, self.processes.clock.now(), -1, limit=limit)
         async with aclosing(marks) as pages:
@@ -359,11 +365,11 @@ class Workflows:
                 yield [unpack(kv.value, Graph) for kv in page]
 
     def ids(self, colony: str, state: State | None = None) -> Pages[str]:
-        """The ids of all graphs of a colony, or of those in one state, in pages."""
+        """Return the ids of all graphs of a colony, or of those in one state, in pages."""
         prefix = keys.graphs(colony) if state is None else keys.graph_states(colony, state)
         found = below(self.client, prefix, keys_only=True)
         return each(found, lambda kv: kv.key.rpartition("/")[2])
 
     async def count(self, colony: str, state: int) -> int:
-        """How many graphs of a colony are in a state."""
+        """Return how many graphs of a colony are in a state."""
         return await self.client.count(keys.graph_states(colony, state))

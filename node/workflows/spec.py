@@ -1,6 +1,7 @@
-"""A workflow as it is submitted or kept as text: its parsing, with errors that name the field.
+"""The spec of a workflow, as submitted or kept as text: its parsing, with errors that name the
+field.
 
-What its nodes make of each other is `model.graph`' matter.
+How its nodes depend on each other is in `model.graph`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class WorkflowSpec(msgspec.Struct):
     colonyname: str = ""
 
 
-# The objects that a workflow is made of, and what their fields are called.
+# The objects of a workflow, and the names of their fields.
 _OBJECTS = (
     WorkflowSpec,
     FunctionSpec,
@@ -63,10 +64,11 @@ def read_workflow(text: str, field: str) -> tuple[str, list[FunctionSpec]]:
 
 
 def readable(text: str, colony: str, field: str) -> str:
-    """Return the text of a workflow as every client may have it: as it is, if all read it alike.
+    """Return the text of a workflow in a form that every client reads alike; unchanged if it is so.
 
     A bare list, a key twice, and keys that differ from a field's name only in case, which Go takes
-    for the field, make it the text of what was understood. Raises Invalid as `read_workflow`.
+    for the field, are replaced by the text of what was understood. Raises Invalid as
+    `read_workflow`.
     """
     _, specs = read_workflow(text, field)
     plain = True

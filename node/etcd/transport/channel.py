@@ -1,7 +1,7 @@
-"""A connection to etcd that lasts: calls of one answer and streams, deadlines, new connections.
+"""The channel: a lasting connection to etcd with calls, streams, deadlines, and new connections.
 
-All of it runs on trio's own thread: gRPC's library hands every answer over from another one, and
-that alone cost more than all the rest of a request. Frames are made and read in `http2`.
+All of it runs on trio's own thread: gRPC's library hands every answer over from another thread,
+which alone costs more than the rest of a request. Frames are made and read in `http2`.
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ from node.host.log import get_logger
 _FIRST_BACKOFF, _MAX_BACKOFF = 0.05, 1.0  # seconds between two attempts to connect
 _CONNECT_TIMEOUT = 5.0  # seconds until the server has said that it speaks HTTP/2
 _LEAVE = 5.0  # seconds that calls get to finish on a connection that takes no new ones
-# Seconds in which a server in doubt has to answer something, or the next one is asked; between two
-# questions that it refuses.
+# Seconds in which a server in doubt has to answer something, or the next one is asked; and seconds
+# between two questions that it refuses.
 _PROOF, _PROOF_AGAIN = 3.0, 0.2
-# What it is asked: to read one key as the whole cluster has it, the least that needs all of it.
+# The question to a server in doubt: read one key as the whole cluster has it, the least that needs
+# all of it.
 _QUESTION = ("/etcdserverpb.KV/Range", pb.RangeRequest(key=b"\0", limit=1).SerializeToString())
 
 log = get_logger("etcd")
 
 
 class _Pending(GrpcCall):
-    """What the channel keeps of either kind of call."""
+    """The state that the channel keeps of a call of either kind."""
 
     __slots__ = ("deadline", "first", "path", "single", "wire")
 
@@ -55,7 +56,7 @@ class _Pending(GrpcCall):
 
 
 class _Unary(_Pending):
-    """A call of one question and one answer: wakes the task that asked."""
+    """A call with one request and one answer: wakes the task that made it."""
 
     __slots__ = ("answer", "error", "task")
 
@@ -76,7 +77,7 @@ class _Unary(_Pending):
 
 
 class Stream(_Pending):
-    """A call of many answers; made by `Channel.stream`, to be closed."""
+    """A call with many answers; made by `Channel.stream`, to be closed."""
 
     __slots__ = ("_arrived", "_channel", "_messages", "_over")
 
@@ -97,15 +98,16 @@ class Stream(_Pending):
         self._arrived.set()
 
     def send(self, message: bytes) -> None:
-        """One more message to the server, without waiting; lost while there is no connection."""
+        """Send one more message, without waiting; it is lost while there is no connection."""
         if self.wire is not None:
             self.wire.session.send(self, message)
             self.wire.flush()
 
     async def receive(self) -> list[bytes]:
-        """The messages that came, one at least; raises EtcdError, or EndOfChannel when all is well.
+        """Return the messages that came, at least one.
 
-        The server sends on only as far as messages are taken.
+        Raises EtcdError, or EndOfChannel after a successful end. The server sends on only as far as
+        messages are taken.
         """
         while not self._messages:
             if self._over is not None:
@@ -120,12 +122,12 @@ class Stream(_Pending):
         return messages
 
     def close(self) -> None:
-        """End the call, if it isn't over."""
+        """End the call, unless it is over."""
         self._channel.drop(self, EtcdUnavailable("the stream was closed"))
 
 
 class _Login(_Pending):
-    """A call that a connection makes for itself."""
+    """The login call of a connection."""
 
     __slots__ = ("answer", "error", "over")
 
@@ -145,19 +147,19 @@ class _Login(_Pending):
 class Channel:
     """Calls to one server over one connection, made again whenever it breaks.
 
-    Of several servers the next one is asked when one is not reached or does not answer. A call
-    made while there is none waits for the next, within its deadline. A call that was sent is never
-    sent again: that is for the caller to decide.
+    Of several servers the next one is used when one is not reached or does not answer. A call made
+    without a connection waits for the next one, within its deadline. A call that was sent is never
+    sent again: the caller decides about that.
     """
 
     def __init__(self, access: Access) -> None:
         """Use `open_channel`."""
         self._access = access
         self._login = access.login()
-        self._turn = 0  # which of the targets is asked
-        self._wire: Wire | None = None  # where new calls go
+        self._turn = 0  # the index of the target in use
+        self._wire: Wire | None = None  # the wire for new calls
         self._closed = False
-        self._queue: dict[_Pending, None] = {}  # calls made while there is none
+        self._queue: dict[_Pending, None] = {}  # calls made without a connection
         self._timed: dict[_Unary, None] = {}
         self._alarm = trio.CancelScope()
         self._trouble = "not tried yet"
@@ -165,7 +167,8 @@ class Channel:
     # -- for callers ---------------------------------------------------------------------
 
     async def call(self, path: str, message: bytes, timeout: float) -> bytes:
-        """One question, one answer within `timeout` seconds; a cancelled call returns at once.
+        """Send one request and return its answer within `timeout` seconds; a cancelled call returns
+        at once.
 
         Raises EtcdError.
         """
@@ -204,7 +207,7 @@ class Channel:
         return stream
 
     def drop(self, call: _Pending, error: EtcdError) -> None:
-        """End a call that isn't over with `error`, wherever it stands."""
+        """End a call that isn't over with `error`, whatever its state."""
         if call in self._queue:
             del self._queue[call]
             call.on_end(error)
@@ -214,11 +217,11 @@ class Channel:
 
     @property
     def open_calls(self) -> int:
-        """How many calls wait for an answer or a connection."""
+        """Return how many calls wait for an answer or a connection."""
         return len(self._queue) + (len(self._wire.session.calls) if self._wire else 0)
 
     def close(self) -> None:
-        """Fail all calls, and those to come."""
+        """Fail all calls, and later ones."""
         self._closed = True
         error = EtcdUnavailable("the client was closed during the call")
         for call in list(self._queue):
@@ -227,9 +230,10 @@ class Channel:
             self._wire.session.fail(error)
 
     def _doubt(self, call: _Pending, error: EtcdError) -> None:
-        """Leave a server that lost our token; ask one for proof that failed while others may serve.
+        """Leave a server that lost our token; demand a proof of one that failed while others may
+        serve.
 
-        A call may fail for reasons of its own, such as little patience: it must not end the others.
+        A call may fail for reasons of its own, such as a short timeout: it must not end the others.
         """
         wire = self._wire
         if wire is None or call.wire is not wire or not isinstance(error, EtcdUnavailable):
@@ -240,7 +244,7 @@ class Channel:
             wire.doubt(str(error))
 
     async def _ask_for_proof(self, wire: Wire) -> NoReturn:
-        """Give up a server in doubt that answers nothing any more. Raises ConnectionAbortedError.
+        """Give up a server in doubt that no longer answers anything. Raises ConnectionAbortedError.
 
         Pings prove nothing: a member that is cut off from the others answers them.
         """
@@ -248,7 +252,7 @@ class Channel:
         while True:
             await wire.doubted.wait()
             answers, until = wire.answers, trio.current_time() + _PROOF
-            # What it has answered by itself meanwhile is as good.
+            # Any other answer of the server meanwhile is as good a proof.
             while wire.answers == answers and wire is self._wire and not wire.session.leaving:
                 if (left := until - trio.current_time()) <= 0:
                     raise ConnectionAbortedError(f"the server answers nothing: {wire.doubted_for}")
@@ -279,16 +283,16 @@ class Channel:
 
     def _open(self, call: _Pending, wire: Wire, left: int = 0) -> None:
         call.wire = wire
-        # Cut off from the others, a member of a cluster would say nothing on a watch without this.
+        # Without this, a member that is cut off from its cluster would send nothing on a watch.
         call.headers = request_headers(call.path, wire.authority, left, not call.single, wire.token)
         wire.session.open(call, call.first, end=call.single)
         if self._timed:
             wire.flush()
         else:
-            wire.flush_now()  # nobody to share a send with
+            wire.flush_now()  # no other message to share a send with
 
     async def run(self) -> NoReturn:
-        """Keep a connection and the deadlines, until cancelled."""
+        """Keep a connection and the deadlines of calls, until cancelled."""
         backoff = _FIRST_BACKOFF
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_deadlines)
@@ -302,7 +306,7 @@ class Channel:
                 backoff = min(_MAX_BACKOFF, backoff * 1.5)
 
     async def _serve(self, useless: trio.Event) -> None:
-        """One connection to its end; `useless` is set when new calls need another one."""
+        """Serve one connection to its end; `useless` is set when new calls need another one."""
         targets = self._access.targets
         target = targets[self._turn % len(targets)]
         self._turn += 1
@@ -360,7 +364,10 @@ class Channel:
                 await wire.read()
 
     async def _log_in(self, wire: Wire) -> None:
-        """Get the token of this connection; who waits is told of a refusal. Raises OSError."""
+        """Get the token of this connection; waiting calls get a refusal as their error.
+
+        Raises OSError.
+        """
         call = _Login(self._login)
         self._open(call, wire)
         while not call.over:
@@ -374,7 +381,7 @@ class Channel:
             raise ConnectionRefusedError(str(call.error))
 
     async def _watch_deadlines(self) -> NoReturn:
-        """End the calls whose time is up; one timer for all is much cheaper than one for each."""
+        """End calls whose time is up; one timer for all is much cheaper than one for each."""
         while True:
             with trio.CancelScope() as self._alarm:
                 self._alarm.deadline = min(
@@ -392,7 +399,7 @@ class Channel:
 
 @asynccontextmanager
 async def open_channel(access: Access) -> AsyncIterator[Channel]:
-    """A channel to the servers of `access`; does not wait for them, the first call does."""
+    """Give a channel to the servers of `access`; does not wait for them, the first call does."""
     channel = Channel(access)
     try:
         async with trio.open_nursery() as nursery:
@@ -403,7 +410,7 @@ async def open_channel(access: Access) -> AsyncIterator[Channel]:
                 channel.close()
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        # The nursery is ours alone: who uses the channel should see his own exception.
+        # The nursery is ours alone: the user of the channel should see the original exception.
         if len(group.exceptions) == 1:
             raise group.exceptions[0] from None
         raise

@@ -1,6 +1,7 @@
-"""A connected socket below a session: reads, writes, TLS or not, and notices silence.
+"""A connected socket below an HTTP/2 session: reads, writes, with TLS or without, and notices
+silence.
 
-Which server that is, and what to do when it is lost, is the channel's matter.
+The channel decides which server that is, and what to do when it is lost.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _CHUNK = 65_536
 
 
 class Wire:
-    """A connected socket: what its session has to say goes out at once, or as soon as it can."""
+    """A connected socket: its session's output is sent at once, or as soon as possible."""
 
     def __init__(self, connected: socket.socket, target: str) -> None:
         self.session = Http2Session()
@@ -33,17 +34,17 @@ class Wire:
         self.lost = "the server closed it"
         self._socket = connected
         self._idle: trio.lowlevel.Task | None = None  # the writer, when it has nothing to do
-        self._rest = b""  # taken from the session, and the kernel had no room for it
+        self._rest = b""  # taken from the session, without room in the kernel
         self._received = 0  # chunks
 
     def flush(self) -> None:
-        """Have what the session says sent, together with all that this turn of trio's adds."""
+        """Let the session's output be sent, together with all that this turn of trio's adds."""
         task, self._idle = self._idle, None
         if task is not None:
             trio.lowlevel.reschedule(task)
 
     def flush_now(self) -> None:
-        """Send at once, without a turn of the writer: for those who have the wire to themselves."""
+        """Send at once, without a turn of the writer: for a task that has the wire to itself."""
         if self._idle is None:
             return  # the writer is on its way
         data = self.session.take_output()
@@ -78,7 +79,7 @@ class Wire:
                     await trio.lowlevel.wait_writable(self._socket)
 
     async def read(self) -> None:
-        """Take in what comes next. Raises OSError, also at the end, or ProtocolFault."""
+        """Read and process the next bytes. Raises OSError, also at the end, or ProtocolFault."""
         # TLS may have decrypted more than was asked for, of which the kernel knows nothing.
         if not isinstance(self._socket, ssl.SSLSocket) or not self._socket.pending():
             await trio.lowlevel.wait_readable(self._socket)
@@ -94,7 +95,7 @@ class Wire:
             self.flush()
 
     async def listen(self) -> NoReturn:
-        """Notice a server that is gone without a word. Raises TimeoutError."""
+        """Watch for a server that is gone without a word. Raises TimeoutError."""
         seen, asked = -1, False
         while True:
             await trio.sleep(_SILENCE)
@@ -109,26 +110,26 @@ class Wire:
                 self.flush()
 
     def doubt(self, reason: str) -> None:
-        """Have the server asked for proof that it serves; `reason` is for the message."""
+        """Demand a proof that the server serves; `reason` is for the message."""
         if not self.doubted.is_set():
             self.doubted_for = reason
             self.doubted.set()
 
     def trust(self) -> None:
-        """It serves: doubts so far are settled."""
+        """Settle all doubts so far: the server serves."""
         self.doubted = trio.Event()
 
     def give_up(self, reason: str) -> None:
-        """End the connection: there is a better one to be had."""
+        """End the connection in favour of a better one."""
         self.lost = reason
         self._useless.set()
 
     async def given_up(self) -> NoReturn:
-        """Wait until it is to end. Raises ConnectionAbortedError."""
+        """Wait until the connection is to end. Raises ConnectionAbortedError."""
         await self._useless.wait()
         raise ConnectionAbortedError(self.lost)
 
     def close(self) -> None:
-        """Give the socket back; nobody may wait for it any more."""
+        """Close the socket; no task may wait for it any more."""
         trio.lowlevel.notify_closing(self._socket)
         self._socket.close()

@@ -1,6 +1,6 @@
-"""Reaching etcd: the members of a cluster in turn, over TLS and with a password where needed.
+"""Dialling etcd: the members of a cluster in turn, over TLS and with a password where needed.
 
-What is said over a connection is in `channel`.
+The messages on a connection are in `channel`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ import trio
 from node.etcd.generated import pb
 
 AUTHENTICATE = "/etcdserverpb.Auth/Authenticate"
-# What a socket that would have to wait raises, TLS or not.
+# The errors of a non-blocking socket that would have to wait, with TLS or without.
 LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 @dataclass(frozen=True)
 class Access:
-    """Where etcd is and how to get in. `targets` are "unix:/path" or "host:port", one at least."""
+    """The address of etcd and the credentials.
+
+    `targets` are "unix:/path" or "host:port", at least one.
+    """
 
     targets: tuple[str, ...]
     tls: ssl.SSLContext | None = None
@@ -30,7 +33,7 @@ class Access:
     password: str = ""
 
     def login(self) -> bytes:
-        """The message that asks for a token; empty without a user."""
+        """Return the message that asks for a token; empty without a user."""
         if not self.user:
             return b""
         return bytes(
@@ -39,13 +42,14 @@ class Access:
 
 
 def read_token(answer: bytes) -> str:
-    """The token in the answer to a login."""
+    """Return the token in the answer to a login."""
     found: Any = pb.AuthenticateResponse.FromString(answer)
     return str(found.token)
 
 
 def tls_context(ca: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext:
-    """Trust the authority in `ca` (None: those of the system) and show a certificate, if given.
+    """Return a TLS context that trusts the authority in `ca` (None: those of the system) and shows
+    a certificate, if given.
 
     Raises OSError, of which ssl.SSLError is one.
     """
@@ -57,17 +61,17 @@ def tls_context(ca: Path | None, certificate: Path | None, key: Path | None) -> 
 
 
 def authority(target: str) -> str:
-    """What a call names as the server."""
+    """Return the name of the server in a call."""
     return "localhost" if target.startswith("unix:") else plain(target)
 
 
 def plain(target: str) -> str:
-    """A target as host:port, without the scheme that etcd's own tools write before it."""
+    """Return a target as host:port, without the scheme that etcd's own tools write before it."""
     return target.removeprefix("http://").removeprefix("https://").rstrip("/")
 
 
 async def connect(target: str, tls: ssl.SSLContext | None) -> socket.socket:
-    """A connected, non-blocking socket. Raises OSError."""
+    """Return a connected, non-blocking socket. Raises OSError."""
     if target.startswith("unix:"):
         stream = await trio.open_unix_socket(target.removeprefix("unix:").removeprefix("//"))
         return _detach(stream)

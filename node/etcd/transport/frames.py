@@ -1,6 +1,6 @@
 """The bytes of HTTP/2 frames (RFC 9113) and of a gRPC call's headers: values in, bytes out.
 
-When a frame is sent or expected, and what follows from it, is in `http2`.
+`http2` decides when a frame is sent or expected, and what follows from it.
 """
 
 from __future__ import annotations
@@ -37,31 +37,31 @@ _CODES = (
 
 
 class ProtocolFault(Exception):
-    """The peer broke the rules of HTTP/2; the connection is of no use any more."""
+    """The other side broke the rules of HTTP/2; the connection is of no use any more."""
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """One frame."""
+    """Return one frame."""
     return FRAME.pack(len(payload) << 8 | kind, flags, stream) + payload
 
 
 def settings(values: dict[int, int]) -> bytes:
-    """A frame that tells our settings."""
+    """Return a frame with our settings."""
     return frame(SETTINGS, 0, 0, b"".join(SETTING.pack(*each) for each in values.items()))
 
 
 def window_update(stream: int, size: int) -> bytes:
-    """A frame that allows `size` bytes more; stream 0 is the connection."""
+    """Return a frame that allows `size` bytes more; stream 0 is the connection."""
     return frame(WINDOW_UPDATE, 0, stream, NUMBER.pack(size))
 
 
 def reset(stream: int) -> bytes:
-    """A frame that cancels a call."""
+    """Return a frame that cancels a call."""
     return frame(RST_STREAM, 0, stream, NUMBER.pack(CANCEL))
 
 
 def unpadded(flags: int, payload: bytes) -> bytes:
-    """A payload without what fills it up. Raises ProtocolFault or IndexError."""
+    """Return a payload without its padding. Raises ProtocolFault or IndexError."""
     if not flags & PADDED:
         return payload
     if payload[0] >= len(payload):
@@ -70,7 +70,9 @@ def unpadded(flags: int, payload: bytes) -> bytes:
 
 
 def _literal(name: bytes, value: bytes) -> bytes:
-    """A header field that neither side remembers (RFC 7541, section 6.2.2), without Huffman."""
+    """Return a header field that neither side remembers (RFC 7541, section 6.2.2), without
+    Huffman.
+    """
     return b"\0" + _integer(len(name)) + name + _integer(len(value)) + value
 
 
@@ -88,7 +90,7 @@ def _integer(number: int) -> bytes:
 def request_headers(
     path: str, authority: str, milliseconds: int, leader: bool, token: str = ""
 ) -> bytes:
-    """The header block of a call: constant bytes, so nothing of it depends on what went before."""
+    """Return the header block of a call: constant bytes that depend on no earlier block."""
     fields = [
         (b":path", path.encode()),
         (b":authority", authority.encode()),
@@ -107,7 +109,7 @@ def request_headers(
 
 
 def status_error(trailers: dict[str, str]) -> EtcdError | None:
-    """What the end of a call says: None is success."""
+    """Return the error that the trailers of a call tell; None is success."""
     status = trailers.get("grpc-status", "")
     if status == "0":
         return None

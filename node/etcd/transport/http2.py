@@ -1,7 +1,6 @@
 """HTTP/2 as a gRPC client speaks it (RFC 9113), without I/O: bytes in, bytes out, calls told.
 
-Sockets, deadlines and new connections are the business of `channel`; what a message means, of
-`client`.
+Sockets, deadlines and new connections are in `channel`; the meaning of a message in `client`.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _KNOWN_BLOCKS = 64  # header blocks whose meaning is kept
 
 
 class GrpcCall:
-    """One call: what both directions need to know. `channel` has the two kinds there are."""
+    """One call, with the state of both directions. `channel` has the two kinds."""
 
     __slots__ = (
         "answered",
@@ -52,19 +51,19 @@ class GrpcCall:
         self.buffer = bytearray()  # the beginning of a message
         self.size = 0  # of that message with its own header, as far as it is known
         self.owed = 0  # bytes received that the sender was not told to send more for
-        self.held = 0  # of those, bytes in messages that nobody has taken yet
+        self.held = 0  # of those, bytes in messages that no reader has taken yet
 
     def on_message(self, message: bytes) -> None:
-        """A message is here."""
+        """Take in a message."""
         raise NotImplementedError
 
     def on_end(self, error: EtcdError | None) -> None:
-        """The call is over; told once."""
+        """Note that the call is over; called once."""
         raise NotImplementedError
 
 
 class Http2Session:
-    """One connection's state: frames of our calls go out, what comes in is told to them."""
+    """One connection's state: sends the frames of our calls, and passes what comes in to them."""
 
     def __init__(self) -> None:
         self.calls: dict[int, GrpcCall] = {}
@@ -92,7 +91,7 @@ class Http2Session:
         ]
 
     def take_output(self) -> bytes:
-        """The bytes to send now."""
+        """Return the bytes to send now."""
         output = b"".join([*self._output, *self._later])
         self._output.clear()
         self._later.clear()
@@ -100,7 +99,7 @@ class Http2Session:
 
     @property
     def urgent(self) -> bool:
-        """Whether there is more to send than answers to pings.
+        """Return whether there is more to send than answers to pings.
 
         etcd's server pings after nearly each answer, to measure the line: a send for each would be
         a third of all, so they go with the next request.
@@ -129,7 +128,7 @@ class Http2Session:
         self._pump(call)
 
     def send(self, call: GrpcCall, message: bytes) -> None:
-        """One more message of a call that is not finished; nothing when it is over already."""
+        """Send one more message of a call that is not finished; nothing if the call is over."""
         call.outgoing += f.MESSAGE.pack(0, len(message))
         call.outgoing += message
         if self.calls.get(call.stream) is call:
@@ -173,7 +172,7 @@ class Http2Session:
             self._begin(self._waiting.popleft())
 
     def fail(self, error: EtcdError) -> None:
-        """The connection is lost: so are all calls."""
+        """Fail all calls: the connection is lost."""
         self.leaving = True
         calls = [*self.calls.values(), *self._waiting]
         self.calls.clear()
@@ -183,16 +182,16 @@ class Http2Session:
             call.on_end(_again(error))
 
     def ping(self) -> None:
-        """Ask for a sign of life; `pings` grows when it comes."""
+        """Send a ping; `pings` grows when it is answered."""
         self._output.append(frame(f.PING, 0, 0, b"colonyd!"))
 
     def taken(self, call: GrpcCall, size: int) -> None:
-        """The reader of a call has taken messages of `size` bytes."""
+        """Note that the reader of a call has taken messages of `size` bytes."""
         call.held -= size
         self._allow(call)
 
     def _allow(self, call: GrpcCall) -> None:
-        """Let the server send more, for all that came but what a reader has yet to take."""
+        """Let the server send more: all that came, less what a reader has yet to take."""
         size = call.owed - call.held
         if size >= WINDOW // 4 and self.calls.get(call.stream) is call:
             call.owed -= size
@@ -201,7 +200,7 @@ class Http2Session:
     # -- what we receive -----------------------------------------------------------------
 
     def receive(self, data: bytes) -> None:
-        """Take in what came. Raises ProtocolFault."""
+        """Process received bytes. Raises ProtocolFault."""
         if self._buffer:
             data = self._buffer + data
         position, end = 0, len(data)
@@ -271,7 +270,7 @@ class Http2Session:
             self._allow(call)
 
     def _take_messages(self, call: GrpcCall, data: bytes) -> bool:
-        """Tell the whole messages, keep the rest; False when the call was ended by that."""
+        """Pass on the whole messages, keep the rest; return False when that ended the call."""
         if call.buffer:
             call.buffer += data
             if len(call.buffer) < call.size:
@@ -321,7 +320,9 @@ class Http2Session:
             self._finish(call, found)
 
     def _headers(self, block: bytes) -> list[tuple[str, str]]:
-        """Decode a block. We ask for an empty table; then equal bytes always mean the same."""
+        """Decode a header block. We ask for an empty table: then equal bytes always mean the
+        same.
+        """
         remembers = self._decoder.header_table_size > 0
         if not remembers and (known := self._known.get(block)) is not None:
             return known
@@ -387,5 +388,7 @@ class Http2Session:
 
 
 def _again(error: EtcdError) -> EtcdError:
-    """Another one: an exception that is raised in two tasks would mix their tracebacks."""
+    """Return another exception of the same kind: one that is raised in two tasks would mix
+    tracebacks.
+    """
     return type(error)(*error.args)

@@ -1,1 +1,1 @@
-"""Calls about work: processes, workflows, what starts them, and what is told of them."""
+"""Calls about work: processes, workflows, crons, generators, log lines and channels."""

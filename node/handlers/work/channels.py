@@ -19,7 +19,7 @@ from node.store.work.channels import ChannelEntry
 from node.streams.channels import MAX_TYPE, wire
 
 Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
-_LIGHT = 4  # entries that anybody may read at any time
+_LIGHT = 4  # entries that any member may read at any time
 
 
 class Append(msgspec.Struct):
@@ -83,13 +83,13 @@ async def append(node: Node, caller: Caller, request: Append) -> None:
     reads=True,
 )
 async def read(node: Node, caller: Caller, request: Read) -> Rows:
-    """Messages after so many."""
+    """List the messages after so many."""
     process, _ = await node.channels.find(caller.id, request.processid, request.name)
     return each(node.channels.pages(process, request.name, request.afterseq, request.limit), wire)
 
 
 def _bytes(payload: str | list[Byte] | None) -> bytes:
-    """The bytes of a payload. Raises Invalid."""
+    """Return the bytes of a payload. Raises Invalid."""
     if not isinstance(payload, str):
         return bytes(payload or ())
     try:

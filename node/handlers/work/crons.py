@@ -23,7 +23,7 @@ from node.workflows.spec import readable
 
 
 class NewCron(msgspec.Struct):
-    """A cron as clients send it; its times and its creator are ours to say."""
+    """A cron as clients send it; its times and its creator are set here."""
 
     colonyname: str
     name: str = ""
@@ -32,7 +32,7 @@ class NewCron(msgspec.Struct):
     random: bool = False
     workflowspec: str = ""
     waitforprevprocessgraph: bool = False
-    # What pycolonies calls the same.
+    # pycolonies' names of the same fields.
     waitforprevprocessgrap: bool = False
 
 
@@ -67,7 +67,7 @@ def wire_cron(cron: Cron, workflowspec: str) -> dict[str, Any]:
         "waitforprevprocessgraph": cron.waitforprevprocessgraph,
         "checkerperiod": CHECKER_PERIOD,
     }
-    # Not upstream's, so only where there is something to say.
+    # Not upstream's, so only where it has a value.
     return wire | ({"skipped": cron.skipped} if cron.skipped else {})
 
 
@@ -79,7 +79,7 @@ async def wire(node: Node, cron: Cron) -> dict[str, Any]:
 
 
 async def locate(node: Node, caller: Caller, cronid: str) -> Cron:
-    """A cron in one of the caller's colonies: others' can't be told from nothing."""
+    """Return a cron in one of the caller's colonies; one of another colony is not found."""
     known = await node.directory.seek(
         caller.id, lambda colony: node.crons.load(colony, cronid), "cronid", cronid
     )
@@ -114,7 +114,7 @@ async def add(node: Node, caller: Caller, request: AddCron) -> dict[str, Any]:
 
 @calls.row("getcronmsg", CronById, Who.SIGNED, reply="Cron", rights=MINE)
 async def get(node: Node, caller: Caller, request: CronById) -> dict[str, Any]:
-    """A cron by id."""
+    """Show a cron by id."""
     return await wire(node, await locate(node, caller, request.cronid))
 
 
@@ -142,7 +142,7 @@ async def run(node: Node, caller: Caller, request: CronById) -> dict[str, Any]:
 async def remove(node: Node, caller: Caller, request: CronById) -> None:
     """Remove a cron.
 
-    What it started stays.
+    Workflows that it started stay.
     """
     cron = await locate(node, caller, request.cronid)
     await node.crons.remove(cron.colonyname, cron.cronid)

@@ -23,7 +23,7 @@ from node.workflows.spec import readable
 
 
 class NewGenerator(msgspec.Struct):
-    """A generator as clients send it; its times, its queue and its creator are ours to say."""
+    """A generator as clients send it; its times, its queue and its creator are set here."""
 
     colonyname: str
     name: str = ""
@@ -81,7 +81,7 @@ async def wire(node: Node, generator: Generator) -> dict[str, Any]:
 
 
 async def locate(node: Node, caller: Caller, generatorid: str) -> Generator:
-    """A generator in one of the caller's colonies: others' can't be told from nothing."""
+    """Return a generator in one of the caller's colonies; one of another colony is not found."""
     load = node.generators.load
     known = await node.directory.seek(
         caller.id, lambda colony: load(colony, generatorid), "generatorid", generatorid
@@ -100,7 +100,7 @@ async def locate(node: Node, caller: Caller, generatorid: str) -> Generator:
 async def add(node: Node, caller: Caller, request: AddGenerator) -> dict[str, Any]:
     """Start a workflow for so many arguments.
 
-    It starts, too, once some waited long enough.
+    It also starts once an argument has waited long enough.
     """
     assert caller.member is not None
     asked = request.generator
@@ -121,7 +121,7 @@ async def add(node: Node, caller: Caller, request: AddGenerator) -> dict[str, An
 
 @calls.row("getgeneratormsg", GeneratorById, Who.SIGNED, reply="Generator", rights=MINE)
 async def get(node: Node, caller: Caller, request: GeneratorById) -> dict[str, Any]:
-    """A generator by id, with what waits in it."""
+    """Show a generator by id, with its waiting arguments."""
     return await wire(node, await locate(node, caller, request.generatorid))
 
 
@@ -134,7 +134,7 @@ async def get(node: Node, caller: Caller, request: GeneratorById) -> dict[str, A
     reads=True,
 )
 async def resolve(node: Node, caller: Caller, request: ResolveGenerator) -> dict[str, Any]:
-    """A generator by name."""
+    """Show a generator by name."""
     found = await node.generators.find(request.colonyname, request.generatorname)
     if found is None:
         raise NotFound(f"generatorname: no generator {request.generatorname[:80]!r}")
@@ -162,9 +162,9 @@ async def pack(node: Node, caller: Caller, request: PackGenerator) -> None:
 
 @calls.row("removegeneratormsg", GeneratorById, Who.SIGNED, rights=MINE, need=Need.FREES)
 async def remove(node: Node, caller: Caller, request: GeneratorById) -> None:
-    """Remove a generator and what waits in it.
+    """Remove a generator and its waiting arguments.
 
-    What it started stays.
+    Workflows that it started stay.
     """
     generator = await locate(node, caller, request.generatorid)
     await node.generators.remove(generator.colonyname, generator.generatorid)

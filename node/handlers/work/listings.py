@@ -1,7 +1,7 @@
-"""Listings of processes: which ones they are, by what is known without reading them, in pages.
+"""Listings of processes: selected by what is known without reading them, in pages.
 
-What is waiting or running is in memory, the rest is under the keys of closed processes. Who may
-ask is decided by the caller.
+Waiting and running processes are in memory, the others under the keys of closed processes. The
+caller checks rights.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from node.store import keys
 from node.store.work import processes as store
 
 MAX_COUNT = 100
-# Processes that one look back may give; more is refused.
+# Processes that one look back may return; more is refused.
 MAX_HISTORY = 20_000
 
 
 async def waiting(
     processes: Processes, colony: str, *, executortype: str = "", label: str = ""
 ) -> Pages[QueueEntry]:
-    """What waits for executors or for other processes, in order, in pages.
+    """Return the processes that wait for executors or for other processes, in order, in pages.
 
-    What comes meanwhile is there if its place is behind the page before.
+    A process that comes meanwhile is included if its place is behind the page before.
     """
     last: QueueEntry | None = None
     while True:
@@ -47,7 +47,7 @@ async def waiting(
 
 
 async def running(processes: Processes, colony: str) -> Pages[tuple[str, Running]]:
-    """What runs, as process ids and marks, by start time, in pages."""
+    """Return running processes, as process ids and marks, by start time, in pages."""
     last: tuple[str, Running] | None = None
     while page := list(islice(processes.running.in_order(colony, last), LOOK)):
         yield page
@@ -56,7 +56,7 @@ async def running(processes: Processes, colony: str) -> Pages[tuple[str, Running
 
 
 async def matching(processes: Processes, request: req.GetProcesses, now: int) -> list[str]:
-    """Ids of processes in one state, at most as many as asked for; `now` in Unix ns.
+    """Return the ids of processes in one state, at most as many as requested; `now` in Unix ns.
 
     Waiting ones by priority, running ones by start, closed ones the newest first. Raises Invalid
     and EtcdError.
@@ -99,7 +99,7 @@ async def matching(processes: Processes, request: req.GetProcesses, now: int) ->
 async def _closed(
     client: EtcdClient, request: req.GetProcesses, now: int, found: list[str]
 ) -> None:
-    """Find closed processes: by the index of what they have, once that is complete."""
+    """Find closed processes: by the index of their fields, once that is complete."""
     colony, state, limit = request.colonyname, request.state, request.count
     field, value = wanted(request)
     indexed = field and await client.get(keys.closed_by_complete(colony)) is not None
@@ -107,7 +107,7 @@ async def _closed(
         prefix = keys.closed_by(colony, state, field, value)
     else:
         prefix = keys.closed_prefix(colony, state)
-    # Without the index most are passed over.
+    # Without the index, most are passed over.
     size = limit if indexed or not field else 500
     async with aclosing(newest_first(client, prefix, now, -1, limit=size)) as pages:
         async for page in pages:
@@ -119,19 +119,23 @@ async def _closed(
 
 
 def _may_wait(processes: Processes, colony: str, initiator: str) -> bool:
-    """Whether a process of an initiator may wait; those of other colonies are not counted."""
+    """Return whether a process of an initiator may wait; those of other colonies are not
+    counted.
+    """
     return initiator.startswith("colony/") or (colony, initiator) in processes.queue.owners
 
 
 def wanted(request: req.GetProcesses) -> tuple[str, str]:
-    """The filter of a request, as field and value, or two empty strings."""
+    """Return the filter of a request, as field and value, or two empty strings."""
     values = (request.executortype, request.initiator, request.label)
     given = zip(store.FILTERS, values, strict=True)
     return next((each for each in given if each[1]), ("", ""))
 
 
 def is_wanted(request: req.GetProcesses, process: Process) -> bool:
-    """Whether a process has what a request filters by: in keys, that is only a digest."""
+    """Return whether a process matches the filter of a request: keys only have a digest of the
+    value.
+    """
     field, value = wanted(request)
     return not field or getattr(store.closed_of(process), field) == value
 
@@ -142,7 +146,9 @@ async def wired(
     ids: Sequence[str],
     accept: Callable[[Process], bool] = lambda process: True,
 ) -> Rows:
-    """Rows of the processes that still exist and are accepted, in the order of the ids."""
+    """Return the rows of the processes that still exist and are accepted, in the order of the
+    ids.
+    """
     names = [keys.process(colony, processid) for processid in ids]
     async with aclosing(values(processes.client, names)) as pages:
         async for page in pages:
@@ -154,10 +160,11 @@ async def wired(
 
 
 async def submitted_since(processes: Processes, request: req.GetProcessHistory, now: int) -> Rows:
-    """Rows of the processes in one state that were submitted in the last seconds, oldest first.
+    """Return the rows of the processes in one state that were submitted in the last seconds, oldest
+    first.
 
-    They may be those of one executor. `now` in Unix ns. Raises Invalid for too many of them,
-    and EtcdError.
+    Only those of one executor, if it is given. `now` in Unix ns. Raises Invalid for too many of
+    them, and EtcdError.
     """
     colony, since = request.colonyname, now - request.seconds * SECOND
     found: list[tuple[int, str]] = []
@@ -170,7 +177,7 @@ async def submitted_since(processes: Processes, request: req.GetProcessHistory, 
                 elif submissiontime > since:
                     found.append((submissiontime, processid))
             _demand_few(len(found) + len(unknown))
-    # Their marks are of an earlier version, which kept no times there.
+    # Their marks are of an earlier version, without times.
     names = [keys.process(colony, processid) for processid in unknown]
     async for kvs in values(processes.client, names):
         for process in (unpack(kv.value, Process) for kv in kvs):
@@ -199,7 +206,9 @@ def _demand_few(count: int) -> None:
 async def _candidates(
     processes: Processes, request: req.GetProcessHistory, since: int, now: int
 ) -> Pages[tuple[int, str]]:
-    """Submission time (Unix ns; 0: not known) and id of processes that may be meant, in pages."""
+    """Return submission time (Unix ns; 0: not known) and id of processes that may match, in
+    pages.
+    """
     colony, executorid = request.colonyname, request.executorid
     if request.state == State.WAITING:
         if executorid:
@@ -221,7 +230,7 @@ async def _candidates(
                 ]
     elif State.SUCCESSFUL <= request.state <= State.CANCELLED:
         ranby = store.checksum(executorid)
-        # What was submitted after a time ended after it.
+        # A process submitted after a time ended after it.
         prefix = keys.closed_prefix(colony, request.state)
         async with aclosing(newest_first(processes.client, prefix, now, since)) as pages:
             async for page in pages:
@@ -237,9 +246,10 @@ async def _candidates(
 
 
 async def to_remove(processes: Processes, colony: str, state: int, now: int) -> Pages[str]:
-    """Ids of the processes in a state, or of all (-1), in pages; they may be removed meanwhile.
+    """Return the ids of the processes in a state, or of all (-1), in pages; they may be removed
+    meanwhile.
 
-    What waits is read, since some of it may be at other colonies: no index here has that.
+    Waiting ones are read, since some of them may be at other colonies: no index here has that.
     """
     client, prefix = processes.client, keys.processes(colony)
     if state in (-1, State.WAITING):

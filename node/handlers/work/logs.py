@@ -21,7 +21,7 @@ from node.streams import logs as logs
 
 MAX_COUNT = 500
 MAX_FOUND = 100
-_LIGHT = 4  # lines that anybody may read at any time, however long they are
+_LIGHT = 4  # lines that any member may read at any time, however long they are
 MAX_DAYS = 30
 
 
@@ -81,7 +81,7 @@ async def add(node: Node, caller: Caller, request: req.AddLog) -> None:
 
 @calls.row("addexecutorlogmsg", req.AddExecutorLog, Who.MEMBER, rights=SELF, once=Once.TOGETHER)
 async def add_executor(node: Node, caller: Caller, request: req.AddExecutorLog) -> None:
-    """Log a line about oneself, as an executor."""
+    """Log a line about the calling executor."""
     if caller.executor.executorname != request.executorname:
         raise Denied("executorname: an executor may log for itself only")
     name, message = request.executorname, request.message
@@ -91,7 +91,7 @@ async def add_executor(node: Node, caller: Caller, request: req.AddExecutorLog) 
 
 @calls.row("getlogsmsg", req.GetLogs, Who.MEMBER, reply="Log[]", heavy=_is_heavy)
 async def get(node: Node, caller: Caller, request: req.GetLogs) -> Rows:
-    """Lines of a process or an executor, oldest first."""
+    """List lines of a process or an executor, oldest first."""
     if not 0 <= request.count <= MAX_COUNT:
         raise Denied(f"count: between 0 and {MAX_COUNT}")
     if request.executorname:
@@ -107,7 +107,7 @@ async def get(node: Node, caller: Caller, request: req.GetLogs) -> Rows:
     "searchlogsmsg", SearchLogs, Who.MEMBER, reply="Log[]", need=Need.FREES, heavy=every, reads=True
 )
 async def search(node: Node, caller: Caller, request: SearchLogs) -> list[Log]:
-    """Lines that contain a text."""
+    """List lines that contain a text."""
     if not 0 <= request.count <= MAX_FOUND:
         raise Invalid(f"count: between 0 and {MAX_FOUND}")
     if not 0 <= request.days <= MAX_DAYS:

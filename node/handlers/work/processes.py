@@ -28,7 +28,7 @@ from node.store.work import graphs as graphs
 from node.store.work import processes as store
 
 MAX_POLL = 3600
-# A lost race is tried again with fresh values; this many in a row means something is wrong.
+# Tries of one change, each with fresh values after a lost race. More mean that something is wrong.
 _TRIES = 4
 
 
@@ -157,7 +157,7 @@ async def assign(node: Node, caller: Caller, request: req.Assign) -> dict[str, A
 
 @calls.row("getprocessmsg", req.ProcessById, Who.SIGNED, reply="Process", rights=MINE)
 async def get(node: Node, caller: Caller, request: req.ProcessById) -> dict[str, Any]:
-    """A process by id."""
+    """Show a process by id."""
     try:
         return wire_process(await locate(node, caller, request.processid))
     except NotFound:
@@ -173,13 +173,13 @@ async def get(node: Node, caller: Caller, request: req.ProcessById) -> dict[str,
 
 @calls.row("getprocessesmsg", req.GetProcesses, Who.MEMBER, reply="Process[]", heavy=many)
 async def get_many(node: Node, caller: Caller, request: req.GetProcesses) -> Rows:
-    """Processes in one state."""
+    """List processes in one state."""
     return _told(node, caller, await list_processes(node, request))
 
 
 @calls.row("getprocesshistmsg", req.GetProcessHistory, Who.MEMBER, reply="Process[]", heavy=every)
 async def history(node: Node, caller: Caller, request: req.GetProcessHistory) -> Rows:
-    """Processes of the last seconds in one state."""
+    """List processes of the last seconds in one state."""
     return await listings.submitted_since(node.processes, request, node.clock.now())
 
 
@@ -187,7 +187,7 @@ async def history(node: Node, caller: Caller, request: req.GetProcessHistory) ->
     "setoutputmsg", req.Output, Who.SIGNED, rights=ASSIGNED, once=Once.TOGETHER, need=Need.WORKS
 )
 async def set_output(node: Node, caller: Caller, request: req.Output) -> None:
-    """Set the output of a process that goes on."""
+    """Set the output of a running process."""
     if not request.out:
         return
     colony = (await locate(node, caller, request.processid)).colonyname
@@ -204,7 +204,7 @@ async def set_output(node: Node, caller: Caller, request: req.Output) -> None:
 )
 async def close_ok(node: Node, caller: Caller, request: req.Output) -> None:
     """Report success, with the output."""
-    # Without a new output the one that was set before the close stays.
+    # Without a new output, the one that was set before the close stays.
     await _close(
         node,
         caller,
@@ -235,7 +235,7 @@ async def _close(node: Node, caller: Caller, processid: str, state: State, **res
 
 @calls.row("cancelprocessmsg", req.ProcessById, Who.SIGNED, rights=MINE, need=Need.FREES)
 async def cancel(node: Node, caller: Caller, request: req.ProcessById) -> None:
-    """Cancel what waits or runs."""
+    """Cancel a waiting or running process."""
     colony = await colony_of(node, caller, request.processid)
     await node.processes.cancel(colony, request.processid)
 
@@ -255,14 +255,14 @@ async def remove_all(node: Node, caller: Caller, request: req.RemoveAll) -> None
 
 @calls.row("pauseassignmentsmsg", req.ColonyOnly, Who.OWNER, need=Need.FREES)
 async def pause(node: Node, caller: Caller, request: req.ColonyOnly) -> None:
-    """Hand out no more work."""
+    """Pause assignments."""
     await node.client.commit(Txn([], [Put(keys.paused(request.colonyname), pack(True))]))
     node.assigner.paused.add(request.colonyname)
 
 
 @calls.row("resumeassignmentsmsg", req.ColonyOnly, Who.OWNER, need=Need.FREES)
 async def resume(node: Node, caller: Caller, request: req.ColonyOnly) -> None:
-    """Hand out work again."""
+    """Resume assignments."""
     await node.client.delete(keys.paused(request.colonyname))
     node.assigner.resume(request.colonyname)
 
@@ -275,7 +275,7 @@ async def resume(node: Node, caller: Caller, request: req.ColonyOnly) -> None:
     answers="pausestatusreplymsg",
 )
 async def pause_status(node: Node, caller: Caller, request: req.ColonyOnly) -> dict[str, Any]:
-    """Whether work is handed out; answers as pausestatusreplymsg."""
+    """Show whether assignments are paused; answers as pausestatusreplymsg."""
     name = request.colonyname
     paused = name in node.assigner.paused
     return {"colonyname": name, "ispaused": paused, "msgtype": "pausestatusreplymsg"}
@@ -300,7 +300,7 @@ async def add_attribute(node: Node, caller: Caller, request: req.AddAttribute) -
 
 @calls.row("getattributemsg", req.AttributeById, Who.SIGNED, reply="Attribute", rights=MINE)
 async def get_attribute(node: Node, caller: Caller, request: req.AttributeById) -> dict[str, Any]:
-    """An attribute by id."""
+    """Show an attribute by id."""
     for colony in node.directory.colonies_of(caller.id):
         found = await node.client.get(keys.attribute(colony, request.attributeid))
         known = await node.processes.load(colony, found.value.decode()) if found else None
@@ -313,7 +313,7 @@ async def get_attribute(node: Node, caller: Caller, request: req.AttributeById) 
 
 
 async def colony_of(node: Node, caller: Caller, processid: str) -> str:
-    """The colony of a process that the caller may see. Raises Denied or NotFound."""
+    """Return the colony of a process that the caller may see. Raises Denied or NotFound."""
     node.assigner.heard(processid, caller.id)
     colonies = node.directory.colonies_of(caller.id)
     if len(colonies) == 1:
@@ -322,7 +322,7 @@ async def colony_of(node: Node, caller: Caller, processid: str) -> str:
 
 
 async def locate(node: Node, caller: Caller, processid: str) -> Process:
-    """A process in one of the caller's colonies: what others have can't be told from nothing."""
+    """Return a process in one of the caller's colonies; one of another colony is not found."""
 
     async def look(colony: str) -> tuple[Process, int] | None:
         return await node.processes.load(colony, processid) if "/" not in processid else None
@@ -339,11 +339,13 @@ def require_member(node: Node, colony: str, name: str) -> None:
 
 
 async def list_processes(node: Node, request: req.GetProcesses) -> Rows:
-    """Processes in one state, or the nodes of a workflow: pycolonies asks so, upstream refuses."""
+    """Return the processes in one state, or the nodes of a workflow, as pycolonies asks and
+    upstream refuses.
+    """
     colony, state = request.colonyname, request.state
     if not request.processgraphid:
         found = await listings.matching(node.processes, request, node.clock.now())
-        # What a member that is gone submitted can still be listed.
+        # Processes of a member that is gone can still be listed.
         if not found and request.initiator:
             require_member(node, colony, request.initiator)
         return listings.wired(
@@ -356,7 +358,7 @@ async def list_processes(node: Node, request: req.GetProcesses) -> Rows:
 
 
 async def _told(node: Node, caller: Caller, pages: Rows) -> Rows:
-    """The same rows; the caller hears of the processes in them."""
+    """Return the same rows, noting that the caller hears of its processes in them."""
     async with aclosing(pages) as found:
         async for page in found:
             for row in page:
@@ -367,7 +369,7 @@ async def _told(node: Node, caller: Caller, pages: Rows) -> Rows:
 async def remove_by_state(node: Node, request: req.RemoveAll) -> None:
     """Remove all processes of a colony in one state; -1 means every state, running ones too.
 
-    One that is gone or in another state by then is passed over. Raises Conflict when some had
+    A process that is gone or in another state by then is passed over. Raises Conflict when some had
     to stay, once the others are removed.
     """
     if request.state not in (-1, 0, 2, 3, 4):
@@ -387,9 +389,9 @@ async def remove_by_state(node: Node, request: req.RemoveAll) -> None:
 
 
 async def _remove_in_state(node: Node, colony: str, processid: str, state: int) -> None:
-    """Remove a process while it is in a state (-1: any); nothing is done when it is not.
+    """Remove a process while it is in a state (-1: any); otherwise do nothing.
 
-    One that runs is cancelled first. Raises Conflict when it has to stay.
+    A running process is cancelled first. Raises Conflict when it has to stay.
     """
     processes = node.processes
     for _ in range(_TRIES):
@@ -407,7 +409,7 @@ async def _remove_in_state(node: Node, colony: str, processid: str, state: int) 
             continue
         if reason := processes.hooks.removable(process):
             raise Conflict(reason)
-        # Not `processes.remove`: that would take one along that ended since it was looked at.
+        # Not `processes.remove`: that would also remove a process that ended since it was read.
         if (await node.client.commit(store.remove(process, revision))).succeeded:
             processes.forget(processid)
             return

@@ -55,7 +55,9 @@ class AddChild(msgspec.Struct):
 
 
 def _bare(node: Process) -> Process:
-    """What drawing needs of a node: of a large workflow, all that its nodes say is not held."""
+    """Return the part of a node that drawing needs: the rest of a large workflow is not kept in
+    memory.
+    """
     spec = FunctionSpec(nodename=node.spec.nodename)
     return msgspec.structs.replace(node, spec=spec, input=[], output=[], errors=[], attributes=[])
 
@@ -80,7 +82,7 @@ async def rows(pages: Pages[Graph]) -> Rows:
 async def submitted(
     node: Node, caller: Caller, request: SubmitWorkflow, place: str
 ) -> dict[str, Any]:
-    """The workflow as it is now."""
+    """Return the workflow as it is now."""
     graphid = id_for(caller.id, caller.nonce)
     graph = await node.workflows.load(request.spec.colonyname, graphid)
     if graph is None:
@@ -122,7 +124,7 @@ async def submit(node: Node, caller: Caller, request: SubmitWorkflow) -> dict[st
 
 @calls.row("getprocessgraphmsg", GraphById, Who.SIGNED, reply="ProcessGraph", rights=MINE)
 async def get(node: Node, caller: Caller, request: GraphById) -> msgspec.Raw:
-    """A workflow by id."""
+    """Show a workflow by id."""
     graph = await locate_graph(node, caller, request.processgraphid)
     nodes = [_bare(each) async for page in node.workflows.pages(graph) for each in page]
     return await apart(NODE * len(nodes), _drawn, graph, nodes)
@@ -130,7 +132,7 @@ async def get(node: Node, caller: Caller, request: GraphById) -> msgspec.Raw:
 
 @calls.row("getprocessgraphsmsg", GetGraphs, Who.MEMBER, reply="ProcessGraph[]", heavy=many)
 async def get_many(node: Node, caller: Caller, request: GetGraphs) -> Rows | list[Any]:
-    """Workflows in one state, newest first."""
+    """List workflows in one state, newest first."""
     if not 0 <= request.count <= MAX_COUNT:
         raise Invalid(f"count: between 0 and {MAX_COUNT}")
     if not 0 <= request.state <= State.CANCELLED:
@@ -161,7 +163,7 @@ async def add_child(node: Node, caller: Caller, request: AddChild) -> dict[str, 
 
 @calls.row("cancelprocessgraphmsg", GraphById, Who.SIGNED, rights=MINE, need=Need.FREES)
 async def cancel(node: Node, caller: Caller, request: GraphById) -> None:
-    """Cancel what waits and runs of a workflow."""
+    """Cancel the waiting and running nodes of a workflow."""
     graph = await locate_graph(node, caller, request.processgraphid)
     await node.workflows.cancel(graph.colonyname, graph.processgraphid)
 
@@ -182,8 +184,8 @@ async def remove_all(node: Node, caller: Caller, request: RemoveGraphs) -> None:
 async def remove_by_state(node: Node, request: RemoveGraphs) -> None:
     """Remove all workflows of a colony in one state; -1 means every state, running ones too.
 
-    One that is gone or in another state by then is passed over. Raises Invalid or Conflict when
-    some had to stay, once the others are removed.
+    A workflow that is gone or in another state by then is passed over. Raises Invalid or Conflict
+    when some had to stay, once the others are removed.
     """
     if request.state not in (-1, 0, 2, 3, 4):
         raise Invalid("state: 0 waiting, 2 successful, 3 failed, 4 cancelled, or -1 for all")
@@ -204,7 +206,7 @@ async def remove_by_state(node: Node, request: RemoveGraphs) -> None:
 
 
 async def locate_graph(node: Node, caller: Caller, graphid: str) -> Graph:
-    """A graph in one of the caller's colonies. Raises Denied or NotFound."""
+    """Return a graph in one of the caller's colonies. Raises Denied or NotFound."""
 
     async def look(colony: str) -> Graph | None:
         return await node.workflows.load(colony, graphid) if "/" not in graphid else None

@@ -1,6 +1,6 @@
-"""Channels in the store: their entries by index, how much each holds, and what was said already.
+"""Channels in the store: entries by index, the size of each channel, and digests of its messages.
 
-Values in, transactions out; who may speak, and how fast, is decided by the caller.
+Values in, transactions out; the caller checks rights and rates.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from node.model.codec import pack
 from node.model.types import Process
 from node.store import keys
 
-# Below `keys.ROOT`; all three go with the process, and with the colony.
+# Below `keys.ROOT`; all three are removed with the process, and with the colony.
 CLASSES = ("channel", "channelhead", "channelmark")
-# Rewritten by every append: one key, so that a cheap watch tells a daemon what others appended,
-# whatever the number and the size of the logs.
+# Rewritten by every append: a cheap watch of one key tells a daemon what others appended, whatever
+# the number and the size of the channels.
 PULSE = keys.ROOT + "channelpulse"
 
 
@@ -50,35 +50,36 @@ class Pulse(msgspec.Struct, array_like=True):
 
 
 def _of(kind: str, colony: str, processid: str, name: str) -> str:
-    # Names are the submitter's free choice: no "/" of theirs may end up in a key.
+    # Names are the submitter's free choice: a "/" in one must not end up in a key.
     return f"{keys.ROOT}{kind}/{colony}/{processid}/{quote(name, safe='')}"
 
 
 def entries(colony: str, processid: str, name: str) -> str:
-    """Prefix of the entries of a channel, in order."""
+    """Return the prefix of the entries of a channel, in order."""
     return _of("channel", colony, processid, name) + "/"
 
 
 def entry(colony: str, processid: str, name: str, index: int) -> str:
-    """One entry; `index` is how many came before it."""
+    """Return the key of an entry; `index` is how many came before it."""
     return entries(colony, processid, name) + f"{index:08d}"
 
 
 def head(colony: str, processid: str, name: str) -> str:
-    """How much a channel holds."""
+    """Return the key of the size of a channel."""
     return _of("channelhead", colony, processid, name)
 
 
 def mark(colony: str, processid: str, name: str, digest: str) -> str:
-    """Present when a message with this digest is in the channel."""
+    """Return the key that is present when a message with this digest is in the channel."""
     return _of("channelmark", colony, processid, name) + "/" + digest
 
 
 def digest(said: ChannelEntry, *, attempt: int, nonce: str) -> str:
-    """What tells a repeat from news: the same digest is the same message; "" is always news.
+    """Return the digest that a message and its repeats have in common; "" for a message that is
+    never a repeat.
 
-    A sequence of 0 is one that the sender does not keep, so it says nothing; then only a
-    `nonce` does. `attempt` keeps apart what an executor says in two attempts at the work.
+    With a sequence of 0 the sender keeps no numbers: then only a `nonce` identifies the message.
+    `attempt` keeps the messages of two attempts of an executor apart.
     """
     if said.sequence == 0 and not nonce:
         return ""
@@ -103,10 +104,10 @@ def append(
     at: int,
     digest: str,
 ) -> Txn:
-    """Put an entry at the end. `at` is the revision of the head, 0 when there is none yet.
+    """Append an entry. `at` is the revision of the head, 0 when there is none yet.
 
-    Holds only while the process is as it was at `revision`: nobody speaks after its end. The
-    failure branch tells the process, the head and the mark as they are.
+    Holds only while the process is as it was at `revision`: no message comes after its end. The
+    failure branch returns the process, the head and the mark as they are.
     """
     colony, pid = process.colonyname, process.processid
     place = head(colony, pid, name)
@@ -132,7 +133,7 @@ def append(
 def extend(
     colony: str, pid: str, name: str, said: Sequence[ChannelEntry], known: ChannelHead, at: int
 ) -> tuple[list[Compare], list[Op]]:
-    """Put entries at the end that were said elsewhere, as part of a transaction.
+    """Append entries of another colony, as part of a transaction.
 
     `at` is the revision of the head, 0 when there is none yet. Holds while the process exists.
     """
@@ -149,7 +150,7 @@ def extend(
 
 
 def removal(process: Process) -> Sequence[Op]:
-    """What joins the transaction that removes a process: its channels go."""
+    """Return the operations that remove the channels of a process."""
     if not process.spec.channels:
         return ()
     place = f"{process.colonyname}/{process.processid}/"

@@ -1,7 +1,7 @@
 """The life of a process graph in the store: new values and the operations that make them so.
 
-The states of its nodes are `store.work.processes`' matter; what follows from them is decided in
-`graphs` and run by `workflows.service`.
+The states of nodes are in `store.work.processes`; `model.graph` decides what follows from them,
+`workflows.service` runs it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from node.store.work.processes import create, place
 
 
 def put_graph(after: Graph, before: Graph | None = None) -> list[Op]:
-    """Write a graph, and the mark that lists it under its state."""
+    """Write a graph, and the key that lists it under its state."""
     colony, graphid, born = after.colonyname, after.processgraphid, after.submissiontime
     ops: list[Op] = [Put(keys.graph(colony, graphid), pack(after))]
     if before is None or before.state != after.state:
@@ -30,7 +30,7 @@ def put_graph(after: Graph, before: Graph | None = None) -> list[Op]:
 
 
 def delete_graph(graph: Graph) -> list[Op]:
-    """Take a graph away, and have its nodes follow."""
+    """Remove a graph, and let its nodes be removed after it."""
     colony, graphid = graph.colonyname, graph.processgraphid
     return [
         Delete(keys.graph(colony, graphid)),
@@ -40,12 +40,14 @@ def delete_graph(graph: Graph) -> list[Op]:
 
 
 def create_node(process: Process, forwarding: Sequence[Op]) -> list[Op]:
-    """A new node; `forwarding` sends a root that names a peer there."""
+    """Create a node; `forwarding` sends a root that names a peer there."""
     return [*create(process), *(() if process.waitforparents else forwarding)]
 
 
 def with_ends(graph: Graph, ends: Sequence[tuple[int, State]], started: int, now: int) -> Graph:
-    """The graph after nodes at some places ended; `started` (0: not known) and `now` in Unix ns."""
+    """Return the graph after nodes at some places ended; `started` (0: not known) and `now` in Unix
+    ns.
+    """
     ended = dict(graph.ended)
     for _, state in ends:
         ended[int(state)] = ended.get(int(state), 0) + 1
@@ -62,7 +64,7 @@ def with_ends(graph: Graph, ends: Sequence[tuple[int, State]], started: int, now
 
 
 def unblock(process: Process, forwarding: Sequence[Op]) -> list[Op]:
-    """Put a node that waits no more where it may be handed out, or on its way to a peer."""
+    """Put a node that no longer waits into the queue, or send it on its way to a peer."""
     colony, pid = process.colonyname, process.processid
     return [
         Put(keys.process(colony, pid), pack(process)),
@@ -74,5 +76,5 @@ def unblock(process: Process, forwarding: Sequence[Op]) -> list[Op]:
 
 
 def ids(graph: Graph) -> list[str]:
-    """The process ids of a graph's nodes, by place."""
+    """Return the process ids of a graph's nodes, by place."""
     return [node_id(graph.processgraphid, place) for place in range(graph.count)]

@@ -1,6 +1,6 @@
-"""The log lines of a colony by time, newest first: the index that a search walks through.
+"""The index of a colony's log lines by time, newest first, which a search reads.
 
-The lines themselves are under `keys.executor_logs`; a key here is all there is of an entry.
+The lines themselves are under `keys.executor_logs`; the keys here have no value.
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ _TOP_BUCKET = _TOP // BUCKET
 
 
 def bucket(colony: str, number: int) -> str:
-    """Prefix of the lines of one bucket, newest first."""
+    """Return the prefix of the lines of one bucket, newest first."""
     return f"{keys.ROOT}logtime/{colony}/{_TOP_BUCKET - number:06d}/"
 
 
 def place(colony: str, timestamp: int, executorname: str) -> str:
-    """The place in time of one line; `timestamp` in Unix ns."""
+    """Return the key of a line in the index; `timestamp` in Unix ns."""
     return f"{bucket(colony, timestamp // BUCKET)}{_TOP - timestamp:020d}/{in_key(executorname)}"
 
 
 def until(colony: str, limit: int) -> tuple[str, str]:
-    """Prefix of all lines of a colony, newest first, and where those begin up to `limit` (ns)."""
+    """Return the prefix of all lines of a colony, newest first, and the key where those up to
+    `limit` (Unix ns) begin.
+    """
     start = f"{bucket(colony, limit // BUCKET)}{_TOP - limit:020d}/"
     return f"{keys.ROOT}logtime/{colony}/", start
 

@@ -1,7 +1,7 @@
 """The life of a process: every transition as the new value and the transaction that makes it so.
 
 Each transaction compares the revision that its caller read, so a transition that lost a race
-changes nothing. Who may ask for a transition is decided elsewhere.
+changes nothing. The caller checks rights.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from node.model.types import SECOND, Blocked, Closed, Executor, Process, Running
 from node.store import keys
 from node.store.work import channels as channels
 
-# What listings may be filtered by: upstream takes the first in this order that is given.
+# Filters of listings: upstream takes the first one in this order that is given.
 FILTERS = ("executortype", "initiatorname", "label")
 
 
@@ -32,7 +32,7 @@ class Transition:
 
 
 def waiting_of(process: Process) -> Waiting:
-    """What the queue key of a process holds. Raises ValueError for bad amounts."""
+    """Return the value of a process's queue key. Raises ValueError for bad amounts."""
     conditions = process.spec.conditions
     names = [name for name in conditions.executornames or [] if name]
     return Waiting(
@@ -50,7 +50,7 @@ def waiting_of(process: Process) -> Waiting:
 
 
 def running_of(process: Process) -> Running:
-    """What the running key of a process holds."""
+    """Return the value of a process's running key."""
     return Running(
         executorid=process.assignedexecutorid,
         executortype=process.spec.conditions.executortype,
@@ -58,14 +58,14 @@ def running_of(process: Process) -> Running:
         execdeadline=0 if process.peer else process.execdeadline,
         label=process.spec.label,
         initiatorname=process.initiatorname,
-        # What was passed on takes no executor of ours.
+        # A process that was passed on takes no executor of ours.
         origin="" if process.peer else process.origin,
         submissiontime=process.submissiontime,
     )
 
 
 def closed_of(process: Process) -> Closed:
-    """What the closed key of a process holds."""
+    """Return the value of a process's closed key."""
     return Closed(
         executortype=process.spec.conditions.executortype,
         label=process.spec.label,
@@ -76,12 +76,12 @@ def closed_of(process: Process) -> Closed:
 
 
 def checksum(executorid: str) -> int:
-    """What a closed key says of the executor."""
+    """Return what a closed key holds of the executor's id."""
     return zlib.crc32(executorid.encode())
 
 
 def closed_places(colony: str, state: int, endtime: int, processid: str, mark: Closed) -> list[str]:
-    """The keys under which a closed process is found by what it has."""
+    """Return the keys under which a closed process is found by its fields."""
     place = f"{keys.descending(endtime)}/{processid}"
     return [
         keys.closed_by(colony, state, field, value) + place
@@ -101,7 +101,9 @@ def _keys(process: Process) -> tuple[str, str, str]:
 
 
 def place(process: Process) -> list[Op]:
-    """Where a waiting process stands: in the queue, before it, or at another colony's."""
+    """Return the operations that place a waiting process: in the queue, blocked, or (none) at a
+    peer.
+    """
     colony, pid = process.colonyname, process.processid
     waiting = waiting_of(process)
     if process.waitforparents:
@@ -112,7 +114,10 @@ def place(process: Process) -> list[Op]:
 
 
 def create(process: Process) -> list[Op]:
-    """What makes a new process. One with a peer needs more, that sends it there."""
+    """Return the operations that create a process.
+
+    A process with a peer needs more, which send it there.
+    """
     colony, pid = process.colonyname, process.processid
     ops: list[Op] = [Put(keys.process(colony, pid), pack(process)), *place(process)]
     if process.waitforparents:
@@ -123,7 +128,7 @@ def create(process: Process) -> list[Op]:
 
 
 def _leave(process: Process) -> list[Op]:
-    """What takes a waiting process from where it stands."""
+    """Return the operations that remove a waiting process from its place."""
     colony, pid = process.colonyname, process.processid
     if process.waitforparents:
         return [Delete(keys.blocked(colony, pid)), Delete(keys.pending(colony, pid))]
@@ -131,16 +136,16 @@ def _leave(process: Process) -> list[Op]:
 
 
 def _begun(process: Process, now: int) -> list[Op]:
-    """A root that starts may be what starts its graph; `now` in Unix ns."""
+    """Return the step that a starting root leaves for its graph; `now` in Unix ns."""
     if not process.processgraphid or process.parents:
         return []
     return [Put(keys.step(process.colonyname, process.processgraphid, keys.START), pack(now))]
 
 
 def submit(process: Process, submission: bytes, extra: Sequence[Op] = ()) -> Transition:
-    """A new process. A process with a peer has no place in the queue: `extra` sends it there.
+    """Create a process. A process with a peer gets no place in the queue: `extra` sends it there.
 
-    When the id exists already, nothing happens and the failure branch returns the process.
+    When the id exists already, nothing happens and the failure branch returns the stored process.
     """
     key = keys.process(process.colonyname, process.processid)
     ops = create(process)
@@ -150,7 +155,7 @@ def submit(process: Process, submission: bytes, extra: Sequence[Op] = ()) -> Tra
 
 
 def assign(process: Process, revision: int, executor: Executor, now: int) -> Transition:
-    """Hand a waiting process to an executor; `now` in Unix ns."""
+    """Assign a waiting process to an executor; `now` in Unix ns."""
     limit = process.spec.maxexectime
     after = msgspec.structs.replace(
         process,
@@ -172,7 +177,7 @@ def assign(process: Process, revision: int, executor: Executor, now: int) -> Tra
 
 
 def start(process: Process, revision: int, now: int, extra: Sequence[Op]) -> Transition:
-    """The peer of a forwarded process accepted it; `now` in Unix ns."""
+    """Start a forwarded process that its peer accepted; `now` in Unix ns."""
     after = msgspec.structs.replace(
         process,
         state=State.RUNNING,
@@ -197,7 +202,7 @@ def move(
     extra: Sequence[Op],
     compare: Sequence[Compare] = (),
 ) -> Transition:
-    """A waiting process goes elsewhere: to a peer, where `extra` sends it, or "" to the queue."""
+    """Move a waiting process to a peer, where `extra` sends it, or with "" into the queue."""
     after = msgspec.structs.replace(process, peer=peer)
     key = keys.process(process.colonyname, process.processid)
     ops: list[Op] = [Put(key, pack(after)), *_leave(process), *place(after), *extra]
@@ -205,7 +210,9 @@ def move(
 
 
 def requeue(process: Process, revision: int, now: int, *, counts: bool) -> Transition:
-    """Back to the queue with its old place; `counts` is whether a retry was used up."""
+    """Put a process back into the queue at its old place; `counts` is whether a retry was
+    used up.
+    """
     wait = process.spec.maxwaittime
     after = msgspec.structs.replace(
         process,
@@ -227,7 +234,7 @@ def requeue(process: Process, revision: int, now: int, *, counts: bool) -> Trans
 
 
 def update(process: Process, revision: int, extra: Sequence[Op] = ()) -> Transition:
-    """New contents without a change of state (output so far, attributes)."""
+    """Write new contents without a change of state (output so far, attributes)."""
     key = keys.process(process.colonyname, process.processid)
     return Transition(process, Txn([ModRevision(key, revision)], [Put(key, pack(process)), *extra]))
 
@@ -235,7 +242,7 @@ def update(process: Process, revision: int, extra: Sequence[Op] = ()) -> Transit
 def retime(
     process: Process, revision: int, *, prioritytime: int, waitdeadline: int, execdeadline: int
 ) -> Transition:
-    """Other times (Unix ns) for a process that waits here or runs: their clock was set."""
+    """Give a process that waits here or runs other times (Unix ns), after its clock was set."""
     after = msgspec.structs.replace(
         process, prioritytime=prioritytime, waitdeadline=waitdeadline, execdeadline=execdeadline
     )
@@ -262,7 +269,7 @@ def close(
     extra: Sequence[Op] = (),
     compare: Sequence[Compare] = (),
 ) -> Transition:
-    """The end of a process, from waiting or running; `now` in Unix ns."""
+    """End a waiting or running process; `now` in Unix ns."""
     after = msgspec.structs.replace(
         process,
         state=state,
@@ -284,9 +291,9 @@ def close(
 
 
 def remove(process: Process, revision: int) -> Txn:
-    """Everything about a process goes, from any state but running.
+    """Remove everything about a process, in any state but running.
 
-    One that is owed to another colony stays until that has acknowledged its end.
+    A process that is owed to another colony stays until the colony has acknowledged its end.
     """
     colony, pid = process.colonyname, process.processid
     key = keys.process(colony, pid)

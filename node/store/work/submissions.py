@@ -1,6 +1,7 @@
-"""The signed request of a process as the store keeps it: what the process itself tells is left out.
+"""The signed request of a process as it is stored: without what the process itself tells.
 
-It comes back to the byte, so that its signature holds. What has another form is kept as it came.
+It is restored to the byte, so that its signature holds. A request in another form is stored as it
+came.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import msgspec
 
 from node.model.types import FunctionSpec
 
-# No request begins so: one is text in base64, or a COSE message of another colony.
+# No request begins with this byte: a request is base64 text, or a COSE message of another colony.
 _PACKED = b"\x01"
 _LARGE = 64  # characters of a string that may be referred to; others are left to the compression
 _MOST = 16  # strings that are referred to, the longest
-# What requests have in common, the most frequent last. A part of the format: it never changes.
+# Text that requests have in common, the most frequent last. A part of the format: it never changes.
 _COMMON = (
     b'"kwargs":null,"env":null,"fs":null,"channels":null,"nodename":"","priority":0,"maxwaittime":0,'
     b'"maxexectime":0,"maxretries":0,"label":"","conditions":{"colonyname":"","executornames":null,'
@@ -35,14 +36,15 @@ _COMMON = (
 
 
 def _go(text: str) -> str:
-    """The text in JSON as Go writes it by default."""
+    """Return a string as JSON, in the form that Go writes by default."""
     plain = json.dumps(text, ensure_ascii=False)
     for character, escaped in (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026")):
         plain = plain.replace(character, escaped)
     return plain.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-# How clients write a string; a reference names its place here. New ones go to the end.
+# The forms in which clients write a string; a reference gives a place in this list. New ones go to
+# the end.
 _WRITTEN: tuple[Callable[[str], str], ...] = (
     json.dumps,
     lambda text: json.dumps(text, ensure_ascii=False),
@@ -51,7 +53,7 @@ _WRITTEN: tuple[Callable[[str], str], ...] = (
 
 
 def shrink(submission: bytes, spec: FunctionSpec) -> bytes:
-    """What is to be stored of a signed request for a process with `spec`."""
+    """Return the stored form of a signed request for a process with `spec`."""
     payload, dot, signature = submission.partition(b".")
     try:
         raw = binascii.a2b_base64(payload)
@@ -72,7 +74,7 @@ def shrink(submission: bytes, spec: FunctionSpec) -> bytes:
 
 
 def grow(stored: bytes, spec: FunctionSpec) -> bytes:
-    """The request as it was signed. Raises ValueError when that is not possible."""
+    """Return the request as it was signed. Raises ValueError when that is not possible."""
     if not stored.startswith(_PACKED):
         return stored
     try:
@@ -89,7 +91,7 @@ def grow(stored: bytes, spec: FunctionSpec) -> bytes:
 
 
 def _large(spec: FunctionSpec) -> list[str]:
-    """The longest strings among what a function is called with, in a fixed order."""
+    """Return the longest strings among a function's arguments, in a fixed order."""
     return heapq.nlargest(_MOST, _texts(spec), key=len)
 
 
@@ -111,7 +113,7 @@ def _written(text: str, how: int) -> bytes:
 
 
 def _refer(piece: Any, number: int, text: str) -> list[Any]:
-    """A piece of the request, with a reference where it has this string."""
+    """Return a piece of the request, with a reference in each place of this string."""
     if not isinstance(piece, bytes):
         return [piece]
     for how in range(len(_WRITTEN)):
@@ -123,7 +125,7 @@ def _refer(piece: Any, number: int, text: str) -> list[Any]:
 
 
 def _dictionary(spec: FunctionSpec) -> bytes:
-    """What the compression may refer to: nothing in it changes while the process lives."""
+    """Return the dictionary of the compression: nothing in it changes while the process lives."""
     own = [spec.env, spec.kwargs, spec.args, spec.label, spec.funcname]
     try:
         return _COMMON + msgspec.json.encode(own, order="deterministic")[-16_000:]
