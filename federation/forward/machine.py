@@ -201,9 +201,8 @@ class Effect:
 
 
 _GOES_ON = Step(ForwardState.DOUBT)
-_STOPPED = Step(
-    ForwardState.CANCELLING, ProcessAction.FAIL
-)  # the peer is told to stop: no process waits any more
+# The peer is told to stop: no process waits any more.
+_STOPPED = Step(ForwardState.CANCELLING, ProcessAction.FAIL)
 _OVER = Step(ForwardState.CLOSED, stays=False)
 _NEVER_RAN = Step(ForwardState.CLOSED, ProcessAction.FAIL, stays=False, certain=True)
 _NO = Step(ForwardState.REFUSED, ProcessAction.FAIL, stays=False)
