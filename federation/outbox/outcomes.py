@@ -29,7 +29,7 @@ from federation.wire.json import apart, require_bounded
 from federation.wire.messages import Attempt, Outcome, Outcomes, Pid, Poll, load
 from federation.wire.sizes import SIZES
 from node.etcd.errors import EtcdError, EtcdTooLarge
-from node.etcd.txn import Delete, Op, Put, Txn
+from node.etcd.txn import Delete, ModRevision, Op, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
 from node.model.errors import NotFound, RpcError
@@ -176,7 +176,10 @@ class OutcomePoller:
             )
             closed = await self._close(connection, outcome, [], leaving)
         if not closed:
-            await self._too_late(connection, outcome, sealed, leaving, aside)
+            read = ModRevision(key, found.mod_revision if found else 0)
+            if not await self._too_late(connection, outcome, sealed, read, leaving, aside):
+                # The owner decided about the forward since it was read.
+                return await self.settle(connection, sealed, more)
         # An earlier copy may have been stored, although the store's answer to that was lost.
         if rest or not fits:
             await self.update_consumer.ended(outcome.pid)
@@ -290,10 +293,14 @@ class OutcomePoller:
         connection: PeerConnection,
         outcome: Outcome,
         sealed: bytes,
+        read: ModRevision,
         leaving: Sequence[Op],
         aside: bool,
-    ) -> None:
-        """Keep an outcome that no process waits for, unless it is a repeat or the quota is full."""
+    ) -> bool:
+        """Keep an outcome that no process waits for, unless it is a repeat or the quota is full.
+
+        Return whether the forward still is as it was `read`; otherwise nothing was written.
+        """
         late: list[Op] = []
         known = await self.context.processes.load(self.context.home, outcome.pid)
         proof = await self.context.client.get(self.context.keys.proof(outcome.pid))
@@ -308,8 +315,8 @@ class OutcomePoller:
             self.late += 1
             late = [Put(self.context.keys.late(outcome.pid), sealed)]
             log.info("outcome came late", process=outcome.pid, peer=connection.id)
-        if ops := [*leaving, *late]:
-            await self.context.client.commit(Txn([], ops))
+        ops = [*leaving, *late]
+        return not ops or (await self.context.client.commit(Txn([read], ops))).succeeded
 
 
 def _failure(outcome: Outcome, *errors: str) -> Outcome:

@@ -23,6 +23,7 @@ from cli.core.client import RpcError, decode
 from federation.forward.machine import Forward
 from federation.forward.path import local_id
 from federation.network.candidates import AddressCandidate, CandidateQueue
+from federation.outbox.resolve import resolve
 from federation.peers.policy import Policy
 from federation.peers.registry import TRUSTED, Peer, PeerState
 from federation.transport.connection import Carrier, PeerConnection, PeerResponse
@@ -275,6 +276,36 @@ async def test_a_large_end_that_comes_late_is_kept_and_ends_nothing(tmp_path: Pa
             assert len(late.value) > 1_900_000
             assert await ant.client.get(ant.fed.keys.forward(bee.key.id, pid)) is None
             assert (await ant.process(pid)).state == State.CANCELLED
+
+
+async def test_an_outcome_does_not_undo_what_the_owner_decides_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process runs here by then: the outcome is a late one, and the forward's record stays."""
+    async with world(tmp_path) as colonies:
+        ant, bee = await friends(colonies, "ant", "bee")
+        with trio.fail_after(50):
+            pid = await ant.submit("bee")
+            await ant.when(pid, lambda process: process.state == State.RUNNING)
+            bee.hidden = True
+            sealed, poller = told(bee, ant, pid), ant.fed.outcome_poller
+            verify = poller._told
+
+            async def overtaken(*given: Any) -> Outcome:
+                monkeypatch.setattr(poller, "_told", verify)
+                await resolve(ant.fed.outbox, pid, requeue=True)
+                return await verify(*given)
+
+            monkeypatch.setattr(poller, "_told", overtaken)
+            await settle(ant, bee, sealed)
+            late = await ant.client.get(ant.fed.keys.late(pid))
+            assert late is not None
+            assert late.value == sealed
+            assert await ant.client.get(ant.fed.keys.forward(bee.key.id, pid)) is None
+            process = await ant.process(pid)
+            assert (process.state, process.peer) == (State.WAITING, "")
+            proof = await ant.client.get(ant.fed.keys.proof(pid))
+            assert proof is None or not unpack(proof.value, Forward).outcome
 
 
 async def acknowledged(colony: Colony) -> bool:
