@@ -310,6 +310,17 @@ class Assigner(Observer):
         """Return whether an assignment of this process is uncertain."""
         return processid in self._doubtful
 
+    async def settle(self, processid: str) -> bool:
+        """Put a process back if its assignment is uncertain; return whether it was.
+
+        To be called before its executor is shown that it runs: the executor would take it up, and
+        lose it. Raises EtcdError or RpcError.
+        """
+        if processid not in self._doubtful:
+            return False
+        await self._look(processid)
+        return True
+
     async def look_again(self) -> None:
         """Put processes with uncertain assignments back, if the store shows that they run.
 

@@ -174,7 +174,8 @@ async def get(node: Node, caller: Caller, request: req.ProcessById) -> dict[str,
 @calls.row("getprocessesmsg", req.GetProcesses, Who.MEMBER, reply="Process[]", heavy=many)
 async def get_many(node: Node, caller: Caller, request: req.GetProcesses) -> Rows:
     """List processes in one state."""
-    return _told(node, caller, await list_processes(node, request))
+    rows = await list_processes(node, request)
+    return _told(node, caller, request.colonyname, request.state, rows)
 
 
 @calls.row("getprocesshistmsg", req.GetProcessHistory, Who.MEMBER, reply="Process[]", heavy=every)
@@ -328,7 +329,10 @@ async def locate(node: Node, caller: Caller, processid: str) -> Process:
         return await node.processes.load(colony, processid) if "/" not in processid else None
 
     node.assigner.heard(processid, caller.id)
-    return (await node.directory.seek(caller.id, look, "processid", processid))[0]
+    process = (await node.directory.seek(caller.id, look, "processid", processid))[0]
+    if process.assignedexecutorid == caller.id and await node.assigner.settle(processid):
+        process = (await node.directory.seek(caller.id, look, "processid", processid))[0]
+    return process
 
 
 def require_member(node: Node, colony: str, name: str) -> None:
@@ -357,13 +361,25 @@ async def list_processes(node: Node, request: req.GetProcesses) -> Rows:
     return listings.wired(node.processes, colony, ids, lambda p: state in (-1, p.state))
 
 
-async def _told(node: Node, caller: Caller, pages: Rows) -> Rows:
-    """Return the same rows, noting that the caller hears of its processes in them."""
+async def _told(node: Node, caller: Caller, colony: str, state: int, pages: Rows) -> Rows:
+    """Return the same rows, noting that the caller hears of its processes in them.
+
+    A process of the caller whose assignment is uncertain is put back first. It is left out if it is
+    not in `state` then; -1 means every state.
+    """
     async with aclosing(pages) as found:
         async for page in found:
+            told = []
             for row in page:
-                node.assigner.heard(row["processid"], caller.id)
-            yield page
+                processid = row["processid"]
+                if row["assignedexecutorid"] == caller.id and await node.assigner.settle(processid):
+                    known = await node.processes.load(colony, processid)
+                    if known is None or state not in (-1, known[0].state):
+                        continue
+                    row = wire_process(known[0])
+                node.assigner.heard(processid, caller.id)
+                told.append(row)
+            yield told
 
 
 async def remove_by_state(node: Node, request: req.RemoveAll) -> None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import cast
+from typing import Any, cast
 
+import msgspec
 import pytest
 import trio
 
 from node.etcd.client import EtcdClient, TxnResult
+from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Txn
 from node.etcd.watch import Event, WatchBatch
+from node.handlers.work.processes import calls
 from node.host.clock import Clock
 from node.model.codec import pack
-from node.model.types import Colony, User
+from node.model.types import Colony, ExecutorState, State, User
 from node.processes.service import Processes
+from node.rpc.calls import Caller
+from node.rpc.requests import GetProcesses, ProcessById
 from node.runtime.feeds import follow, take_in
 from node.runtime.node import Node
 from node.store import keys
@@ -94,6 +99,36 @@ async def test_a_hand_out_that_is_answered_after_its_end_does_not_run_on(
     store.after = it_is_closed
     await node.assigner.assign(CANDIDATE, ADA, 0)
     assert node.processes.running.count("dev") == 0
+
+
+@pytest.mark.parametrize("call", ["getprocessmsg", "getprocessesmsg"])
+async def test_an_executor_is_not_shown_what_it_will_not_keep(
+    client: EtcdClient, tardy: tuple[Node, Tardy], call: str
+) -> None:
+    """Its poll got an error, and the process goes back: it must not take it up from a listing."""
+    node, store = tardy
+    await node.members.add_colony(Colony("a" * 64, "dev"))
+    approved = msgspec.structs.replace(ADA, state=ExecutorState.APPROVED)
+    place = keys.executor("dev", ADA.executorname)
+    await told(node.directory, await client.put(place, pack(approved)))
+    process = await node.processes.submit(make(), b"")
+    store.lost = True
+    with pytest.raises(EtcdUnavailable):
+        await node.assigner.assign(CANDIDATE, ADA, 0)
+    stored = await Processes(client, Clock(time.time_ns)).load("dev", process.processid)
+    assert stored is not None
+    assert stored[0].state == State.RUNNING
+    await told(node.processes, stored[1])
+    rows = {row.payloadtype: row for row in calls.of(node)}
+    caller = Caller(ADA.executorid)
+    if call == "getprocessmsg":
+        request: Any = ProcessById(process.processid)
+        assert (await rows[call].handler(caller, request))["state"] == State.WAITING
+    else:
+        request = GetProcesses("dev", 10, State.RUNNING)
+        pages = await rows[call].handler(caller, request)
+        assert [row async for page in pages for row in page] == []
+    assert (await node.assigner.assign(CANDIDATE, ADA, 0)).processid == process.processid
 
 
 async def test_a_member_that_was_removed_before_its_addition_was_answered_stays_away(
