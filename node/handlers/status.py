@@ -29,7 +29,7 @@ calls: Calls[Node] = Calls("Ours")
 
 @calls.row("getclustermsg", req.Empty, Who.SERVER, reply="{nodes, leader}", section="Server")
 async def cluster(node: Node, caller: Caller, request: req.Empty) -> dict[str, Any]:
-    """List the daemons that share the store."""
+    """Show this daemon in the form of a cluster of one."""
     here = this_node(node)
     return {"nodes": [here], "leader": here}
 
