@@ -25,7 +25,7 @@ from federation.outbox.outbox import Outbox
 from federation.peers.context import Context
 from federation.peers.policy import SubmissionLimiter, explained, onward, violation_of
 from federation.peers.registry import BLOCKED, TRUSTED, trusted_revision
-from federation.wire.endpoint import Endpoint
+from federation.transport.endpoint import Endpoint
 from federation.wire.envelope import MAX_LIFETIME, Kind, Rejected, VerifiedMessage, inspect
 from federation.wire.json import apart, require_bounded
 from federation.wire.messages import Cancel, Receipt, Submit, load

@@ -8,7 +8,7 @@ from federation.forward import channels as words
 from federation.forward.receipt import SAID, ReceiptRecord
 from federation.limits.accounts import PeerQuotas
 from federation.peers.context import Context
-from federation.wire.endpoint import Endpoint
+from federation.transport.endpoint import Endpoint
 from federation.wire.envelope import Kind, VerifiedMessage
 from federation.wire.messages import Heard, Say, load
 from federation.wire.refusals import Refusal

@@ -20,9 +20,9 @@ from federation.peers.owncard import OwnCard
 from federation.peers.policy import TokenBucket
 from federation.peers.registry import PENDING, TRUSTED, PeerState
 from federation.transport.connection import PeerConnection
+from federation.transport.endpoint import Endpoint
 from federation.transport.errors import RemoteRefusal, TransportError
 from federation.wire.card import Card, open_card
-from federation.wire.endpoint import Endpoint
 from federation.wire.envelope import Kind, Rejected, VerifiedMessage, inspect
 from federation.wire.messages import DEEPEST, Introduction, Introductions, load
 from federation.wire.refusals import Refusal

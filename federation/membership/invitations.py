@@ -19,10 +19,10 @@ from federation.peers.owncard import OwnCard
 from federation.peers.policy import Policy, TokenBucket
 from federation.peers.registry import BLOCKED
 from federation.peers.unreachable import cannot_be
+from federation.transport.endpoint import Endpoint
 from federation.wire import invitation as tokens
 from federation.wire.address import source_of
 from federation.wire.card import Card, open_card
-from federation.wire.endpoint import Endpoint
 from federation.wire.envelope import Kind, VerifiedMessage
 from federation.wire.invitation import Token
 from federation.wire.messages import Join, Welcome, load

@@ -17,9 +17,9 @@ from federation.outbox.outbox import Outbox
 from federation.peers.context import Context
 from federation.peers.owncard import OwnCard
 from federation.transport.connection import PeerConnection
+from federation.transport.endpoint import Endpoint
 from federation.transport.errors import Reason, RemoteRefusal, TransportError
 from federation.wire.card import open_card
-from federation.wire.endpoint import Endpoint
 from federation.wire.envelope import Kind, Rejected, VerifiedMessage
 from federation.wire.messages import Hello, load
 from node.etcd.errors import EtcdError

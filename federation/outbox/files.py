@@ -25,8 +25,8 @@ from federation.limits.decoding import load_large
 from federation.outbox.outbox import Outbox
 from federation.peers.context import Context
 from federation.transport.connection import PeerConnection
+from federation.transport.endpoint import Endpoint
 from federation.transport.errors import RemoteRefusal, TransportError
-from federation.wire.endpoint import Endpoint
 from federation.wire.envelope import Kind, VerifiedMessage, inspect
 from federation.wire.messages import Carried, Chunk, Fetch, Submit, load
 from federation.wire.refusals import Refusal

@@ -20,8 +20,8 @@ from federation.routing.capabilities import (
     same,
 )
 from federation.transport.connection import PeerConnection
+from federation.transport.endpoint import Endpoint
 from federation.transport.errors import RemoteRefusal, TransportError
-from federation.wire.endpoint import Endpoint
 from federation.wire.envelope import Kind, Rejected, VerifiedMessage
 from federation.wire.messages import Capabilities, Offer, load
 from federation.wire.sizes import MAX_BODY

@@ -18,9 +18,9 @@ from federation.limits.admission import Admission
 from federation.peers.log_limit import LogLimiter
 from federation.peers.registry import BLOCKED, TRUSTED, Peers
 from federation.peers.successions import follow
+from federation.transport.endpoint import Endpoint
 from federation.wire.address import is_near, source_of
 from federation.wire.card import VERSION, Card, open_card
-from federation.wire.endpoint import Endpoint
 from federation.wire.envelope import Kind, Rejected, VerifiedMessage, inspect, open_envelope
 from federation.wire.invitation import KNOCK
 from federation.wire.messages import SIGNED, Hello, SignedRefusal, load

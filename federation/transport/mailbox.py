@@ -18,8 +18,8 @@ from federation.forward import machine
 from federation.peers.context import Context
 from federation.peers.registry import TRUSTED, Peers, PeerState
 from federation.transport.connection import Carrier, PeerConnection, PeerResponse
+from federation.transport.endpoint import Endpoint
 from federation.transport.errors import Lost, Reason, RemoteRefusal, TransportError, Unsent
-from federation.wire.endpoint import Endpoint
 from federation.wire.envelope import Kind, Rejected, VerifiedMessage
 from federation.wire.messages import Collect, Parcel, Parcels, Pass, Passed, Reply, load
 from federation.wire.refusals import BROUGHT, Refusal

@@ -23,9 +23,9 @@ from federation.peers.context import Context
 from federation.peers.keys import Keys
 from federation.peers.registry import BLOCKED, PENDING, TRUSTED, Peers
 from federation.service.server import Server
+from federation.transport.endpoint import Endpoint
 from federation.wire.card import Card, sign_card
 from federation.wire.clock import SigningClock
-from federation.wire.endpoint import Endpoint
 from federation.wire.envelope import Kind, VerifiedMessage, open_envelope
 from federation.wire.messages import Cancel, Hello, Outcome, Outcomes, Poll, Receipt, Submit
 from federation.wire.messages import load as load_message
