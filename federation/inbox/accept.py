@@ -44,7 +44,7 @@ from node.processes.spec import build_process
 from node.store.work import processes as store
 
 _TRIES = 5
-_MARKER = 1300  # bytes of a receipt record with its key, about
+_RECEIPT_RECORD = 1300  # bytes of a receipt record with its key, about
 _PROCESS = 1500  # bytes of a process without its spec, about
 
 
@@ -180,7 +180,7 @@ class Inbox:
         finally:
             # After an error the outcome is unknown; the watch tells what is in the store.
             self.limiter.leave(opened.issuer, used=fresh)
-            self.peer_quotas.settle(opened.issuer, left + _MARKER, left=fresh)
+            self.peer_quotas.settle(opened.issuer, left + _RECEIPT_RECORD, left=fresh)
         return answer
 
     async def _receipt_record(
@@ -232,7 +232,7 @@ class Inbox:
         waiting = self.context.processes.queue.count_of(issuer) + self.outbox.relayed(issuer)
         problem = self.limiter.enter(issuer, policy, waiting, trio.current_time())
         if problem is None:
-            problem = self.peer_quotas.take(issuer, left + _MARKER)
+            problem = self.peer_quotas.take(issuer, left + _RECEIPT_RECORD)
             if problem is not None:
                 self.limiter.leave(issuer, used=False)
         return problem
@@ -387,7 +387,7 @@ class Inbox:
             return await self._end(opened, there, wish)
         if there is not None and there.kept is None:
             return self._first_receipt(there, opened)
-        full = self.peer_quotas.tombstone(opened.issuer, _MARKER)
+        full = self.peer_quotas.tombstone(opened.issuer, _RECEIPT_RECORD)
         if full is not None:
             raise full
         written = True  # without an answer, it may have happened
@@ -397,7 +397,7 @@ class Inbox:
             written = False
             raise
         finally:
-            self.peer_quotas.settle(opened.issuer, _MARKER, left=written and there is None)
+            self.peer_quotas.settle(opened.issuer, _RECEIPT_RECORD, left=written and there is None)
         return answer
 
     async def _prevent(self, opened: VerifiedMessage, wish: Cancel) -> tuple[bytes, bool]:

@@ -312,11 +312,14 @@ class OutcomePoller:
             aside = any(each.final and each.peer == connection.id for each in record.tried)
         wanted = (aside or (ours and not repeat)) and outcome.state != State.CANCELLED
         if wanted and self.update_consumer.peer_quotas.news(connection.id, len(sealed)):
-            self.late += 1
             late = [Put(self.context.keys.late(outcome.pid), sealed)]
-            log.info("outcome came late", process=outcome.pid, peer=connection.id)
         ops = [*leaving, *late]
-        return not ops or (await self.context.client.commit(Txn([read], ops))).succeeded
+        if ops and not (await self.context.client.commit(Txn([read], ops))).succeeded:
+            return False
+        if late:
+            self.late += 1
+            log.info("outcome came late", process=outcome.pid, peer=connection.id)
+        return True
 
 
 def _failure(outcome: Outcome, *errors: str) -> Outcome:
