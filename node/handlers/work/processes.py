@@ -181,7 +181,8 @@ async def get_many(node: Node, caller: Caller, request: req.GetProcesses) -> Row
 @calls.row("getprocesshistmsg", req.GetProcessHistory, Who.MEMBER, reply="Process[]", heavy=every)
 async def history(node: Node, caller: Caller, request: req.GetProcessHistory) -> Rows:
     """List processes of the last seconds in one state."""
-    return await listings.submitted_since(node.processes, request, node.clock.now())
+    rows = await listings.submitted_since(node.processes, request, node.clock.now())
+    return _told(node, caller, request.colonyname, request.state, rows)
 
 
 @calls.row(

@@ -20,7 +20,7 @@ from node.model.codec import pack
 from node.model.types import Colony, ExecutorState, State, User
 from node.processes.service import Processes
 from node.rpc.calls import Caller
-from node.rpc.requests import GetProcesses, ProcessById
+from node.rpc.requests import GetProcesses, GetProcessHistory, ProcessById
 from node.runtime.feeds import follow, take_in
 from node.runtime.node import Node
 from node.store import keys
@@ -101,7 +101,7 @@ async def test_a_hand_out_that_is_answered_after_its_end_does_not_run_on(
     assert node.processes.running.count("dev") == 0
 
 
-@pytest.mark.parametrize("call", ["getprocessmsg", "getprocessesmsg"])
+@pytest.mark.parametrize("call", ["getprocessmsg", "getprocessesmsg", "getprocesshistmsg"])
 async def test_an_executor_is_not_shown_what_it_will_not_keep(
     client: EtcdClient, tardy: tuple[Node, Tardy], call: str
 ) -> None:
@@ -126,6 +126,8 @@ async def test_an_executor_is_not_shown_what_it_will_not_keep(
         assert (await rows[call].handler(caller, request))["state"] == State.WAITING
     else:
         request = GetProcesses("dev", 10, State.RUNNING)
+        if call == "getprocesshistmsg":
+            request = GetProcessHistory("dev", "", 3600, State.RUNNING)
         pages = await rows[call].handler(caller, request)
         assert [row async for page in pages for row in page] == []
     assert (await node.assigner.assign(CANDIDATE, ADA, 0)).processid == process.processid
