@@ -219,7 +219,9 @@ def _reason(error: Exception) -> str:
         if isinstance(below, ssl.SSLError) and below.reason in _NO_TLS:
             return "the server there does not speak TLS; write http:// instead of https://"
         below = below.__cause__ or below.__context__
-    if isinstance(error, httpx.RemoteProtocolError) and "without sending" in str(error):
+    # What of a request is unread when the server closes makes the close a reset.
+    silent = isinstance(error, httpx.RemoteProtocolError) and "without sending" in str(error)
+    if silent or isinstance(error, httpx.ReadError | httpx.WriteError | httpx.CloseError):
         return (
             "it closed the connection without an answer, as a port for TLS does (https://, or the"
             " federation's port)"

@@ -10,6 +10,7 @@ import os
 import shlex
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
@@ -649,6 +650,26 @@ def test_http_and_https_at_the_port_of_the_other(home: Path, tmp_path: Path) -> 
             done = CliRunner().invoke(main, args, env={})
             assert done.exit_code == 69
             assert says in done.stderr
+
+
+def test_a_connection_that_is_reset_reads_as_one_that_is_closed(home: Path) -> None:
+    """A port for TLS resets what it did not read whole: which of the two is a race."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def reset() -> None:
+            stream, _ = listener.accept()
+            stream.recv(1)
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            stream.close()
+
+        thread = threading.Thread(target=reset)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        args = ["--home", str(home), "--server", url, "user", "ls"]
+        done = CliRunner().invoke(main, args, env={})
+        thread.join()
+    assert done.exit_code == 69
+    assert "as a port for TLS does" in done.stderr
 
 
 def test_any_locale_and_no_stdout(tmp_path: Path) -> None:

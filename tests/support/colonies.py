@@ -29,7 +29,7 @@ from federation.wire.envelope import inspect
 from node.daemon.recovery import finish
 from node.etcd.client import EtcdClient, TxnResult, open_client
 from node.etcd.errors import EtcdUnavailable
-from node.etcd.txn import Txn
+from node.etcd.txn import Delete, Put, Txn
 from node.host.clock import Clock
 from node.host.config import Config, FederationConfig, PeerConfig
 from node.host.home import Home, HomeInfo
@@ -52,11 +52,15 @@ FINGERPRINT = "f" * 64
 
 
 class Mortal(EtcdClient):
-    """A client whose daemon dies `at` a write, `before` or after it happens."""
+    """A client whose daemon dies `at` a write, `before` or after it happens.
+
+    With `only`, just the writes of that key count.
+    """
 
     writes = 0
     at = 0
     before = True
+    only = ""
     dead = False
     kill: Callable[[], None]
 
@@ -64,11 +68,12 @@ class Mortal(EtcdClient):
     def of(cls, client: EtcdClient) -> Mortal:
         return cls(client._channel, client._timeout)
 
-    async def _write(self, action: Callable[[], Awaitable[Any]]) -> Any:
+    async def _write(self, action: Callable[[], Awaitable[Any]], *written: str) -> Any:
         if self.dead:
             await self._end()
-        self.writes += 1
-        if self.writes != self.at:
+        counts = not self.only or self.only in written
+        self.writes += counts
+        if not counts or self.writes != self.at:
             return await action()
         if not self.before:
             with trio.CancelScope(shield=True):
@@ -86,14 +91,15 @@ class Mortal(EtcdClient):
     async def commit(self, txn: Txn) -> TxnResult:
         if not txn.success:
             return await super().commit(txn)
-        found: TxnResult = await self._write(lambda: EtcdClient.commit(self, txn))
+        written = [op.key for op in txn.success if isinstance(op, Put | Delete)]
+        found: TxnResult = await self._write(lambda: EtcdClient.commit(self, txn), *written)
         return found
 
     async def put(self, key: str, value: bytes, lease: int = 0) -> int:
-        return int(await self._write(lambda: EtcdClient.put(self, key, value, lease)))
+        return int(await self._write(lambda: EtcdClient.put(self, key, value, lease), key))
 
     async def delete(self, key: str) -> int:
-        return int(await self._write(lambda: EtcdClient.delete(self, key)))
+        return int(await self._write(lambda: EtcdClient.delete(self, key), key))
 
 
 class NearLink(PeerConnection):
@@ -283,9 +289,10 @@ class Colony:
         self.changed.set()
         self.changed = trio.Event()
 
-    def mortal(self, at: int, *, before: bool) -> None:
-        """Die at the `at`th write from now."""
+    def mortal(self, at: int, *, before: bool, only: str = "") -> None:
+        """Die at the `at`th write from now, or the `at`th write of the key `only`."""
         self.client.writes, self.client.at, self.client.before = 0, at, before
+        self.client.only = only
 
     async def trust(self, other: Colony, **policy: Any) -> None:
         """Trust a colony at once."""

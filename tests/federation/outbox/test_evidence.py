@@ -38,11 +38,17 @@ async def three(path: Path) -> AsyncIterator[tuple[Colony, Colony, Colony]]:
     """ant sends to bee, which runs it or passes it on to cat."""
     async with world(path, ["ant", "bee", "cat"]) as colonies:
         ant, bee, cat = colonies.values()
-        await bee.trust(ant, forward=True, max_hops=2)
-        await ant.trust(bee)
+        # ant knows cat by bee's introduction alone, so bee knows cat first.
         await cat.trust(bee, max_hops=2)
         await bee.trust(cat)
+        await bee.trust(ant, forward=True, max_hops=2)
+        await ant.trust(bee)
+
+        async def introduced() -> bool:
+            return ant.fed.peers.name_if_known(cat.key.id) == "cat"
+
         with trio.fail_after(60):
+            await until(50, introduced)
             yield ant, bee, cat
 
 
