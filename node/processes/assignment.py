@@ -7,20 +7,23 @@ indexes.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Awaitable, Callable, Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 import msgspec
 import trio
 
+from node.etcd.client import TxnResult
 from node.etcd.errors import EtcdError, EtcdUnavailable
+from node.etcd.guard import GUARD, Guard
+from node.etcd.txn import Txn
 from node.host.log import get_logger
 from node.model.errors import NotFound, RpcError, TimedOut, Unavailable
 from node.model.types import Executor, Process, State
 from node.processes.observer import Observer
 from node.processes.queue import Candidate, QueueEntry, matches
-from node.processes.service import Processes
+from node.processes.service import Processes, invalid_conditions
 from node.store import keys
 from node.store.work import processes as store
 
@@ -31,6 +34,8 @@ log = get_logger("handout")
 _TRIES = 8
 # Seconds for which a write without an answer may still happen.
 _LANDING = 60
+# Seconds that a poll must still have to get a submission: its time must not end meanwhile.
+_CLAIM_LEAST = 1.0
 # Processes with uncertain assignments: about as many as polls were under way when the store went.
 _MOST_DOUBTS = 10_000
 
@@ -49,6 +54,7 @@ class _UncertainAssignment:
     attempt: int
     starttimes: set[int]
     until: float  # trio's time after which none of them can happen any more
+    new: bool = False  # the process itself may not be stored yet
 
     def happened(self, process: Process) -> bool:
         """Return whether the process runs by one of these assignments."""
@@ -81,9 +87,31 @@ class PendingAssignment:
 
 
 @dataclass(eq=False, slots=True)
+class _Claim:
+    """A submission that goes straight to a waiting poll: its process, or why the poll fails."""
+
+    decided: trio.Event = field(default_factory=trio.Event)
+    process: Process | None = None
+    error: EtcdError | RpcError | None = None
+
+
+@dataclass(eq=False, slots=True)
 class _Waiter:
     candidate: Candidate
+    executor: Executor
+    deadline: float  # trio's time
+    guard: Guard | None  # of the poll's transactions
+    waits: bool = False  # it has found nothing in the queue
     woken: trio.Event = field(default_factory=trio.Event)
+    claim: _Claim | None = None
+
+
+class _PollRefused(Exception):
+    """The request of a poll may take no effect any more."""
+
+    def __init__(self, refusal: RpcError) -> None:
+        super().__init__()
+        self.refusal = refusal
 
 
 class _Raced(Exception):
@@ -182,7 +210,7 @@ class Assigner(Observer):
         deadline = trio.current_time() + max(timeout, 0)
         place = (candidate.colony, candidate.executortype)
         while not self.stopping:
-            waiter = _Waiter(candidate)
+            waiter = _Waiter(candidate, executor, deadline, GUARD.get())
             line = self._waiters.setdefault(place, {})
             line[waiter] = None
             try:
@@ -195,8 +223,18 @@ class Assigner(Observer):
                         return process
                 if timeout <= 0:
                     break
-                with trio.move_on_at(deadline) as patience:
-                    await waiter.woken.wait()
+                waiter.waits = True
+                try:
+                    with trio.move_on_at(deadline) as patience:
+                        await waiter.woken.wait()
+                except trio.Cancelled:
+                    with suppress(EtcdError, RpcError):
+                        await self._claimed(waiter)
+                    raise
+                process = await self._claimed(waiter)
+                if process is not None:
+                    waiter.woken = trio.Event()
+                    return process
                 if patience.cancelled_caught:
                     break
                 # This poll searches again. If it passed the wake-up on as well, one would become
@@ -214,6 +252,110 @@ class Assigner(Observer):
             paused = TimedOut if timeout > 0 else Unavailable
             raise paused("assignments are paused in this colony")
         raise NotFound("no process is waiting that this executor may have")
+
+    async def submit(self, process: Process, submission: bytes) -> Process:
+        """Store a new process; return the stored one if the id is taken.
+
+        If a poll waits that may have it, it is assigned in the same transaction; what is returned
+        is the process as it was submitted. Raises as `Processes.submit`.
+        """
+        submission = await self.processes.prepare(process, submission)
+        with invalid_conditions():
+            found = self._first_waiting(process)
+        if found is None:
+            return await self.processes.enqueue(process, submission)
+        waiter, executor = found
+        step = store.submit_assigned(process, submission, executor)
+        claim = waiter.claim = _Claim()
+        waiter.woken.set()
+        try:
+            # Shielded, as an assignment is: it happens as a whole or not at all.
+            with trio.CancelScope(shield=True):
+                stored = await self.processes.create(step, self._guarded_by(waiter))
+        except EtcdError as error:
+            self._doubt(step.process, new=True)
+            claim.error = type(error)(*error.args)
+            raise
+        except _PollRefused as refused:
+            claim.error = refused.refusal
+        else:
+            if stored is not step.process:
+                return stored
+            self._doubtful.pop(process.processid, None)
+            claim.process = stored
+            return process
+        finally:
+            claim.decided.set()
+        return await self.processes.enqueue(process, submission)
+
+    def _guarded_by(self, waiter: _Waiter) -> Callable[[Txn], Awaitable[TxnResult]]:
+        """Return what commits a transaction for two requests: this task's, and that of a poll.
+
+        It raises _PollRefused if the poll's request may take no effect.
+        """
+        send = self.processes.client.commit
+        if waiter.guard is None:
+            return send
+        guard, ours = waiter.guard, set[RpcError]()
+
+        async def send_ours(txn: Txn) -> TxnResult:
+            try:
+                return await send(txn)
+            except RpcError as error:
+                ours.add(error)
+                raise
+
+        async def commit(txn: Txn) -> TxnResult:
+            try:
+                return await guard.commit(send_ours, txn)
+            except RpcError as error:
+                if error in ours:
+                    raise
+                raise _PollRefused(error) from None
+
+        return commit
+
+    def _first_waiting(self, process: Process) -> tuple[_Waiter, Executor] | None:
+        """Return the first poll that has found nothing and may have a new process, and its
+        executor as it is now; None if there is none.
+
+        Raises ValueError for bad amounts in the process's conditions.
+        """
+        colony, executortype = process.colonyname, process.spec.conditions.executortype
+        line = self._waiters.get((colony, executortype))
+        if not line or process.peer or self.stopping or colony in self.paused:
+            return None
+        waiting, soon = store.waiting_of(process), trio.current_time() + _CLAIM_LEAST
+        for waiter in line:
+            if (
+                waiter.waits
+                and not waiter.woken.is_set()
+                and waiter.deadline > soon
+                and matches(waiter.candidate, waiting)
+            ):
+                # What waits already comes first: the poll is about to be woken for it.
+                if self.processes.queue.find(waiter.candidate, self.held) is not None:
+                    return None
+                with suppress(RpcError):
+                    return waiter, self.present(waiter.executor)
+        return None
+
+    async def _claimed(self, waiter: _Waiter) -> Process | None:
+        """Return the process of the submission that claimed a poll, if one did and it is stored.
+
+        Raises EtcdError when that is not known, and RpcError when the poll is refused.
+        """
+        claim, waiter.claim = waiter.claim, None
+        if claim is None:
+            return None
+        # Bounded by the timeout of the call to the store.
+        with trio.CancelScope(shield=True):
+            await claim.decided.wait()
+        if claim.error is not None:
+            raise claim.error
+        if claim.process is not None:
+            await self._hand_over(claim.process)
+        return claim.process
 
     async def _hand_over(self, process: Process) -> None:
         """Put the process back if its caller left while the transaction ran."""
@@ -295,13 +437,16 @@ class Assigner(Observer):
         with suppress(EtcdError, RpcError):
             await self._look(process.processid)
 
-    def _doubt(self, process: Process) -> None:
-        """Note that this assignment may have happened, and that no executor works on it."""
+    def _doubt(self, process: Process, *, new: bool = False) -> None:
+        """Note that this assignment may have happened, and that no executor works on it.
+
+        `new` is whether the process was submitted by the same transaction.
+        """
         doubt = self._doubtful.get(process.processid)
         if doubt is None or doubt.attempt != process.attempt:
             doubt = _UncertainAssignment(process.colonyname, process.attempt, set(), 0)
         doubt.starttimes.add(process.starttime)
-        doubt.until = trio.current_time() + _LANDING
+        doubt.until, doubt.new = trio.current_time() + _LANDING, new
         self._doubtful[process.processid] = doubt
         if len(self._doubtful) > _MOST_DOUBTS:
             self._doubtful.popitem(last=False)
@@ -348,7 +493,8 @@ class Assigner(Observer):
                 return None
             return store.requeue(process, revision, self.processes.clock.now(), counts=False)
 
-        began, is_open = trio.current_time(), False
+        began = trio.current_time()
+        is_open = doubt.new and began <= doubt.until
         with suppress(NotFound):
             process = await self.processes.change(doubt.colony, processid, step)
             is_open = doubt.open(process) and began <= doubt.until

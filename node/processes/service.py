@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import msgspec
 
 from node.etcd.batch import Reads, read_many
-from node.etcd.client import EtcdClient
+from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.errors import Compacted
 from node.etcd.txn import Compare, Get, Op, Put, Txn
 from node.host import clock as steps
@@ -230,26 +230,49 @@ class Processes:
 
         Raises TooMany when as many processes as may be are with other colonies.
         """
-        if process.peer:
-            self.require_forwards(1)
+        submission = await self.prepare(process, submission)
+        return await self.enqueue(process, submission, extra)
+
+    async def enqueue(
+        self, process: Process, submission: bytes, extra: Sequence[Op] = ()
+    ) -> Process:
+        """Store a new process that is prepared, in the queue or for its peer; see `submit`."""
         addition = list(extra)
-        submission = await apart(len(submission), shrink, submission, process.spec)
-        process.peer = process.peer or self.hooks.route(process)
         if process.peer:
             addition.extend(self.hooks.forwarding(process).ops)
-        try:
+        with invalid_conditions():
             step = store.submit(process, submission, addition)
-        except ValueError as error:
-            raise Invalid(f"spec.conditions: {error}") from None
         with self.telling(process):
-            result = await self.client.commit(step.txn)
+            return await self.create(step)
+
+    async def prepare(self, process: Process, submission: bytes) -> bytes:
+        """Choose the peer of a new process, if it goes to one; return what is kept of `submission`.
+
+        Raises TooMany when as many processes as may be are with other colonies.
+        """
+        if process.peer:
+            self.require_forwards(1)
+        submission = await apart(len(submission), shrink, submission, process.spec)
+        process.peer = process.peer or self.hooks.route(process)
+        return submission
+
+    async def create(
+        self,
+        step: store.Transition,
+        commit: Callable[[Txn], Awaitable[TxnResult]] | None = None,
+    ) -> Process:
+        """Store a new process; return the stored one if the id is taken. Raises EtcdError.
+
+        `commit` sends the transaction, if not the client by itself.
+        """
+        result = await (commit or self.client.commit)(step.txn)
         if not result.succeeded:
             there = unpack(result.responses[0][0].value, Process)
             # The daemon that wrote it may have got no answer.
             self.tell(there)
             return there
-        self.committed_submit(process, result.revision)
-        return process
+        self.committed_submit(step.process, result.revision)
+        return step.process
 
     def require_forwards(self, count: int) -> None:
         """Raise TooMany unless `count` processes more may go to other colonies."""
@@ -273,6 +296,9 @@ class Processes:
 
     def committed_submit(self, process: Process, revision: int) -> None:
         """Update the indexes after a submission is in the store, perhaps in a wider transaction."""
+        if process.state == State.RUNNING:
+            self.settle(process, revision)
+            return
         self.remember(process, revision)
         self._changed(process, revision)
         if process.peer and not process.waitforparents:
@@ -529,6 +555,15 @@ class Processes:
         place = stored if priority is None else steps.place(stored, priority, self.clock.now())
         moved = place != stored
         return QueueEntry(colony, executortype, place, processid, waiting, revision, blocked, moved)
+
+
+@contextmanager
+def invalid_conditions() -> Iterator[None]:
+    """Raise Invalid for a ValueError about the conditions of a spec."""
+    try:
+        yield
+    except ValueError as error:
+        raise Invalid(f"spec.conditions: {error}") from None
 
 
 def require_assigned(process: Process, identity: str) -> None:

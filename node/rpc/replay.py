@@ -149,7 +149,8 @@ class Claim:
                 return TxnResult(False, result.revision, responses)
             if not floor:
                 nothing = Put(store.FLOOR, store.number(0))
-                await send(Txn([Absent(store.FLOOR)], [nothing]))
+                with aside():  # `send` may take along what another request has to write
+                    await self.client.commit(Txn([Absent(store.FLOOR)], [nothing]))
                 continue
             if (last := int(floor[0].value)) >= self.span:
                 raise Denied(

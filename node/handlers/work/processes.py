@@ -94,7 +94,7 @@ async def submit_spec(node: Node, caller: Caller, request: req.SubmitProcess) ->
         stored = known[0]
     else:
         try:
-            stored = await node.processes.submit(process, caller.submission)
+            stored = await node.assigner.submit(process, caller.submission)
         finally:
             quotas.end(colony, name)
     if stored.nonce != process.nonce:

@@ -122,9 +122,12 @@ def create(process: Process) -> list[Op]:
     ops: list[Op] = [Put(keys.process(colony, pid), pack(process)), *place(process)]
     if process.waitforparents:
         ops.append(Put(keys.pending(colony, pid), b"%d" % len(process.parents)))
-    for attribute in process.attributes:
-        ops.append(Put(keys.attribute(colony, attribute.attributeid), pid.encode()))
-    return ops
+    return [*ops, *_attributes(process)]
+
+
+def _attributes(process: Process) -> list[Op]:
+    colony, pid = process.colonyname, process.processid.encode()
+    return [Put(keys.attribute(colony, each.attributeid), pid) for each in process.attributes]
 
 
 def _leave(process: Process) -> list[Op]:
@@ -147,17 +150,57 @@ def submit(process: Process, submission: bytes, extra: Sequence[Op] = ()) -> Tra
 
     When the id exists already, nothing happens and the failure branch returns the stored process.
     """
+    return Transition(process, _creation(process, submission, [*create(process), *extra]))
+
+
+def _creation(process: Process, submission: bytes, ops: list[Op]) -> Txn:
     key = keys.process(process.colonyname, process.processid)
-    ops = create(process)
     if submission:
         ops.append(Put(keys.submission(process.colonyname, process.processid), submission))
-    return Transition(process, Txn([Absent(key)], [*ops, *extra], [Get(key)]))
+    return Txn([Absent(key)], ops, [Get(key)])
 
 
-def assign(process: Process, revision: int, executor: Executor, now: int) -> Transition:
-    """Assign a waiting process to an executor; `now` in Unix ns."""
+def submit_assigned(process: Process, submission: bytes, executor: Executor) -> Transition:
+    """Create a process that is assigned to an executor: it never stands in the queue.
+
+    It starts when it was submitted, which tells it from others (`never_queued`). When the id exists
+    already, nothing happens and the failure branch returns the stored process.
+    """
+    after = _assigned(process, executor, process.submissiontime)
+    key, _, running = _keys(after)
+    ops: list[Op] = [
+        Put(key, pack(after)),
+        Put(running, pack(running_of(after))),
+        *_attributes(after),
+    ]
+    return Transition(after, _creation(after, submission, ops))
+
+
+def never_queued(process: Process) -> bool:
+    """Return whether a process runs that was stored as running, by `submit_assigned`."""
+    return (
+        process.state == State.RUNNING
+        and process.attempt == 1
+        and process.starttime == process.submissiontime
+    )
+
+
+def before_start(process: Process) -> Process:
+    """Return what a process was before its first assignment."""
+    return msgspec.structs.replace(
+        process,
+        state=State.WAITING,
+        assignedexecutorid="",
+        isassigned=False,
+        starttime=0,
+        execdeadline=0,
+        attempt=0,
+    )
+
+
+def _assigned(process: Process, executor: Executor, now: int) -> Process:
     limit = process.spec.maxexectime
-    after = msgspec.structs.replace(
+    return msgspec.structs.replace(
         process,
         state=State.RUNNING,
         assignedexecutorid=executor.executorid,
@@ -166,6 +209,11 @@ def assign(process: Process, revision: int, executor: Executor, now: int) -> Tra
         execdeadline=now + limit * SECOND if limit > 0 else 0,
         attempt=process.attempt + 1,
     )
+
+
+def assign(process: Process, revision: int, executor: Executor, now: int) -> Transition:
+    """Assign a waiting process to an executor; `now` in Unix ns."""
+    after = _assigned(process, executor, now)
     key, queue, running = _keys(after)
     ops: list[Op] = [
         Put(key, pack(after)),

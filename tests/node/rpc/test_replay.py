@@ -415,6 +415,50 @@ async def test_copies_at_the_same_moment_take_effect_once(lone: Place) -> None:
     assert got["queuesize"] == 1
 
 
+async def test_a_submission_that_meets_a_waiting_poll_keeps_both_from_a_repeat(lone: Place) -> None:
+    """One transaction serves two requests: either may be repeated, and gets its first answer."""
+    await lone.join("near", lone.worker, "near")
+    conditions = {"colonyname": "dev", "executortype": "near"}
+    spec = SPEC | {"conditions": conditions}
+    large = await lone.call(
+        "submitfuncspecmsg", spec=SPEC | {"conditions": conditions | {"cpu": "9000m"}}
+    )
+    fields = {"colonyname": "dev", "timeout": 60, "availablecpu": "1000m"}
+    poll = encode("assignprocessmsg", fields, lone.worker)
+    submission = encode("submitfuncspecmsg", {"spec": spec}, lone.user)
+    given: list[tuple[int, Any]] = []
+
+    async def wait() -> None:
+        given.append(await lone.send(poll))
+
+    async def asks() -> bool:
+        why = await lone.call("getwaitingmsg", processid=large["processid"])
+        return bool(why["asking"])
+
+    with trio.fail_after(60):
+        before = await marked(lone)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await until(30, asks)
+            status, made = await lone.send(submission)
+        assert (status, made["state"], made["assignedexecutorid"]) == (200, 0, "")
+        [(status, mine)] = given
+        assert (status, mine["processid"], mine["state"]) == (200, made["processid"], 1)
+        assert await marked(lone) == before + 2
+        # However the daemon dies, both requests took effect or none did.
+        born = await lone.etcd.get(keys.process("dev", mine["processid"]))
+        assert born is not None
+        markers = (await lone.etcd.range_all(store.MARKERS))[0]
+        assert [kv.mod_revision for kv in markers].count(born.create_revision) == 2
+        # Another process waits: neither repeat may touch it.
+        other = await lone.call("submitfuncspecmsg", spec=spec)
+        assert await lone.send(poll) == (200, mine)
+        status, again = await lone.send(submission)
+        assert (status, again["processid"]) == (200, made["processid"])
+        assert (await lone.call("getprocessmsg", processid=other["processid"]))["state"] == 0
+        await lone.call("closesuccessfulmsg", lone.worker, processid=mine["processid"])
+
+
 async def test_what_was_refused_or_changed_nothing_does_not_change_it_later(lone: Place) -> None:
     """A poll that found nothing hands out nothing afterwards; an approval of whom is approved
     already approves nobody whom the owner rejected since."""
