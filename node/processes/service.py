@@ -8,7 +8,6 @@ executors, `deadlines` ends late processes.
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -30,12 +29,12 @@ from node.processes.queue import Queue, QueueEntry, RunningSet
 from node.processes.quotas import Quotas
 from node.store import keys
 from node.store.work import processes as store
+from node.store.work.cache import ProcessCache
 from node.store.work.submissions import shrink
 from node.tasks.offload import apart
 
 # Tries of one change, each with fresh values after a lost race. More mean that something is wrong.
 _TRIES = 8
-_CACHE = 2048
 # Processes read in one transaction; fewer where they are large.
 _MANY = 40
 
@@ -62,7 +61,7 @@ class Processes:
         # not bring back an entry that the watch has removed.
         self.told = 0
         self._observers: tuple[Observer, ...] = ()
-        self._cache = OrderedDict[str, tuple[Process, int]]()
+        self.cache = ProcessCache()
 
     # Two parts need these processes and are needed by them: observers and an extension. Both are
     # made later and bound here.
@@ -141,18 +140,15 @@ class Processes:
         for observer in self._observers:
             observer.freed(origin)
 
-    def remember(self, process: Process, revision: int) -> None:
-        """Keep a process, as stored at `revision`, for the next transaction.
+    def remember(self, process: Process, revision: int, size: int = 0) -> None:
+        """Keep a process, as stored at `revision` with `size` bytes, for the next transaction.
 
-        A large process is not kept but read again: many of them would fill the memory.
+        A process that lies in parts is not kept but read again: it has up to 64 MiB.
         """
         if self.client.known.has(keys.process(process.colonyname, process.processid)):
-            self._cache.pop(process.processid, None)
-            return
-        self._cache[process.processid] = (process, revision)
-        self._cache.move_to_end(process.processid)
-        if len(self._cache) > _CACHE:
-            self._cache.popitem(last=False)
+            self.cache.drop(process.processid)
+        else:
+            self.cache.put(process, revision, size)
 
     # -- reading -------------------------------------------------------------------------
 
@@ -160,20 +156,17 @@ class Processes:
         """Return a process and its revision from the store, or None."""
         found = await self.reads.get(keys.process(colony, processid))
         if found is None:
-            self._cache.pop(processid, None)
+            self.cache.drop(processid)
             return None
         process = unpack(found.value, Process)
-        self.remember(process, found.mod_revision)
+        self.remember(process, found.mod_revision, len(found.value))
         return process, found.mod_revision
 
     async def recall(self, colony: str, processid: str) -> tuple[Process, int] | None:
         """Return a process and its revision, from memory if possible; only for transactions that
         compare the revision.
         """
-        known = self._cache.get(processid)
-        if known is not None and known[0].colonyname == colony:
-            return known
-        return await self.load(colony, processid)
+        return self.cache.get(colony, processid) or await self.load(colony, processid)
 
     async def load_many(
         self, colony: str, processids: Sequence[str], *, most: int = 0, light: bool = False
@@ -506,7 +499,7 @@ class Processes:
 
     def forget(self, processid: str) -> None:
         """Remove a process from memory that is gone from the store."""
-        self._cache.pop(processid, None)
+        self.cache.drop(processid)
         self.queue.remove(processid)
 
     async def change_quietly(
