@@ -562,7 +562,7 @@ class Assigner(Observer):
 
         Raises EtcdError, RpcError, and _Raced when each try lost to another write.
         """
-        known = await self.processes.recall(entry.colony, entry.processid)
+        known = await self.processes.recall_next(entry)
         doubted = entry.processid in self._doubtful
         if known is not None and (doubted or known[0].state != State.WAITING or known[0].peer):
             # A process with an uncertain assignment may run by now: another try without an answer

@@ -10,8 +10,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 
 import msgspec
+import trio
 
 from node.etcd.batch import Reads, read_many
 from node.etcd.client import EtcdClient, TxnResult
@@ -35,6 +37,8 @@ from node.tasks.offload import apart
 
 # Tries of one change, each with fresh values after a lost race. More mean that something is wrong.
 _TRIES = 8
+# Processes read along with the first of the queue.
+_AHEAD = 31
 # Processes read in one transaction; fewer where they are large.
 _MANY = 40
 
@@ -62,6 +66,8 @@ class Processes:
         self.told = 0
         self._observers: tuple[Observer, ...] = ()
         self.cache = ProcessCache()
+        # What `recall_next` is reading, by the id of the process.
+        self._reading: dict[str, trio.Event] = {}
 
     # Two parts need these processes and are needed by them: observers and an extension. Both are
     # made later and bound here.
@@ -167,6 +173,40 @@ class Processes:
         compare the revision.
         """
         return self.cache.get(colony, processid) or await self.load(colony, processid)
+
+    async def recall_next(self, entry: QueueEntry) -> tuple[Process, int] | None:
+        """Return what `recall` does, for a process that is about to be assigned.
+
+        If the store has to be asked, the processes that wait behind it are read along.
+        """
+        colony, processid = entry.colony, entry.processid
+        if (known := self.cache.get(colony, processid)) is not None:
+            return known
+        if (reading := self._reading.get(processid)) is not None:
+            await reading.wait()
+            return await self.recall(colony, processid)
+        behind = self.queue.in_order(colony, executortype=entry.executortype, after=entry)
+        wanted = [processid]
+        for each in islice(behind, _AHEAD):
+            known_size = self.client.known.has(keys.process(colony, each.processid))
+            if not (each.blocked or known_size or each.processid in self._reading):
+                wanted.append(each.processid)
+        read = trio.Event()
+        self._reading |= dict.fromkeys(wanted, read)
+        try:
+            await self._read_ahead(colony, wanted)
+        finally:
+            for name in wanted:
+                del self._reading[name]
+            read.set()
+        return await self.recall(colony, processid)
+
+    async def _read_ahead(self, colony: str, wanted: Sequence[str]) -> None:
+        """Remember processes as they are in the store. Raises EtcdError."""
+        names = [keys.process(colony, processid) for processid in wanted]
+        for kv in await read_many(self.client, names, len(names)):
+            if kv is not None:
+                self.remember(unpack(kv.value, Process), kv.mod_revision, len(kv.value))
 
     async def load_many(
         self, colony: str, processids: Sequence[str], *, most: int = 0, light: bool = False
