@@ -92,8 +92,12 @@ class Processes:
             elif not self.queue.is_old(key.rpartition("/")[2], revision):
                 self._enqueue(self._blocked_entry(key, value, revision))
         elif key.startswith(keys.STEPS):
+            colony, graphid, _ = keys.parse_step(key)
             if value is not None:
-                self._stepped(*keys.parse_step(key)[:2], revision)
+                self._stepped(colony, graphid, revision)
+            else:
+                for observer in self._observers:
+                    observer.advanced(colony, graphid)
         else:
             colony, processid = keys.parse_running(key)
             if value is None:
