@@ -11,6 +11,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 
 import msgspec
 
@@ -38,6 +39,7 @@ _TRIES = 8
 _CACHE = 2048
 # Processes read in one transaction; fewer where they are large.
 _MANY = 40
+_NO_NAMES: list[str] = []  # nobody changes it
 
 
 class Processes:
@@ -532,7 +534,16 @@ class Processes:
         priority = waiting.priority
         place = stored if priority is None else steps.place(stored, priority, self.clock.now())
         moved = place != stored
-        return QueueEntry(colony, executortype, place, processid, waiting, revision, blocked, moved)
+        return QueueEntry(
+            place,
+            processid,
+            revision,
+            _same(colony),
+            _same(executortype),
+            _shared(waiting),
+            blocked,
+            moved,
+        )
 
 
 def require_assigned(process: Process, identity: str) -> None:
@@ -541,6 +552,28 @@ def require_assigned(process: Process, identity: str) -> None:
         raise Denied("the process is not assigned to this executor")
     if process.state != State.RUNNING:
         raise Invalid(f"the process is {process.state.name.lower()}, not running")
+
+
+@lru_cache(maxsize=4096)
+def _same(text: str) -> str:
+    """Return the first of equal texts: thousands of processes share a type, a label, a member."""
+    return text
+
+
+def _shared(waiting: Waiting) -> Waiting:
+    """Return a value whose parts are shared with those of other processes, for memory's sake."""
+    return Waiting(
+        waiting.executornames or _NO_NAMES,
+        _same(waiting.locationname),
+        waiting.cpu,
+        waiting.mem,
+        waiting.waitdeadline,
+        _same(waiting.label),
+        _same(waiting.initiatorname),
+        _same(waiting.origin),
+        waiting.maxwaittime,
+        waiting.priority,
+    )
 
 
 def _light(process: Process) -> Process:
