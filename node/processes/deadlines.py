@@ -6,43 +6,76 @@ the node's.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterator
 from functools import partial
 
+import trio
+
+from node.etcd.errors import EtcdUnavailable
 from node.model.types import Process, State
 from node.processes.assignment import Assigner
 from node.processes.service import Processes
 from node.store.work import processes as store
 
+# Late processes that are changed at the same time.
+_AT_ONCE = 32
+
+# Colony and id of a late process, the transition that ends it, and what lets it come up again.
+_Late = tuple[str, str, Callable[[Process, int], store.Transition | None], Callable[[], None]]
+
 
 async def expire(processes: Processes, assigner: Assigner) -> None:
-    """End or put back every process whose deadline has passed.
+    """End or put back every process whose deadline has passed, several at the same time.
 
-    A process that could not be changed comes up again at the next call, and keeps no other one
-    waiting; the same holds for uncertain assignments (`Assigner.look_again`). Raises the last
-    exception.
+    Running processes come first, also those that become late meanwhile: their executors may be
+    gone. A process that could not be changed comes up again at the next call, and keeps no other
+    one waiting; the same holds for uncertain assignments (`Assigner.look_again`). If the store is
+    away, the rest comes up at the next call, too. Raises the last exception.
     """
-    now = processes.clock.steady()
     failure: Exception | None = None
-    for entry in processes.queue.overdue(now):
-        late = partial(_late_start, processes, entry.waiting.waitdeadline)
-        try:
-            await processes.change_quietly(entry.colony, entry.processid, late)
-        except Exception as error:
-            processes.queue.again(entry)
-            failure = error
-    for colony, processid, running in processes.running.overdue(now):
-        late = partial(_late_end, processes, running.execdeadline)
-        try:
-            await processes.change_quietly(colony, processid, late)
-        except Exception as error:
-            processes.running.again(processid)
-            failure = error
+    failed: list[Callable[[], None]] = []
+    late = _late(processes)
+
+    async def work() -> None:
+        nonlocal failure
+        for colony, processid, step, again in late:
+            if isinstance(failure, EtcdUnavailable):
+                failed.append(again)  # it would run into its timeout, too
+                continue
+            try:
+                await processes.change_quietly(colony, processid, step)
+            except Exception as error:
+                failed.append(again)
+                failure = error
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(_AT_ONCE):
+            nursery.start_soon(work)
+    for again in failed:
+        again()
     try:
         await assigner.look_again()
     except Exception as error:
         failure = error
     if failure is not None:
         raise failure
+
+
+def _late(processes: Processes) -> Iterator[_Late]:
+    """Return the late processes: at each step a running one, as long as there is one."""
+    queue, running, steady = processes.queue, processes.running, processes.clock.steady
+    waiting, runs = deque(queue.overdue(steady())), deque(running.overdue(steady()))
+    while runs or waiting:
+        if runs:
+            colony, processid, run = runs.popleft()
+            step = partial(_late_end, processes, run.execdeadline)
+            yield colony, processid, step, partial(running.again, processid)
+        else:
+            entry = waiting.popleft()
+            step = partial(_late_start, processes, entry.waiting.waitdeadline)
+            yield entry.colony, entry.processid, step, partial(queue.again, entry)
+            runs.extend(running.overdue(steady()))
 
 
 def _late_start(

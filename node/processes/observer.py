@@ -21,6 +21,11 @@ class Observer:
     def stepped(self, colony: str, graphid: str, revision: int) -> None:
         """Note that a step of a workflow was written at `revision`, by any daemon."""
 
+    def advanced(self, colony: str, graphid: str) -> None:
+        """Note that a step of a workflow was dealt with, by any daemon: the workflow may be over or
+        gone.
+        """
+
     def offered(self, entry: QueueEntry) -> None:
         """Note that a process waits that an executor may have."""
 

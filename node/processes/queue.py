@@ -10,15 +10,17 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 
+import msgspec
 from sortedcontainers import SortedSet
 
 from node.model.types import SECOND, Running, Waiting
+from node.processes.fitting import UNLIMITED, Shelf, Track
 
-# The lane of blocked processes, which no executor may have: no executor's name has a "/".
-_NOBODY = "/"
+# Revisions before and after those of all entries, for a search by place.
+_BEFORE, _AFTER = -1, 1 << 63
 
 
 @dataclass(frozen=True)
@@ -33,23 +35,34 @@ class Candidate:
     mem: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class QueueEntry:
+class QueueEntry(msgspec.Struct, frozen=True, order=True, gc=False):
     """One waiting process in the index, with the revision of its queue key.
+
+    Entries sort by their first two fields, which no two have in common.
 
     `prioritytime` is its place here, which is never in the future (`host.clock.place`); with
     `moved` the store has another one. A `blocked` process waits for others: it is listed and has
     deadlines, and no executor gets it.
     """
 
-    colony: str
-    executortype: str
     prioritytime: int
     processid: str
-    waiting: Waiting
     revision: int
+    colony: str
+    executortype: str
+    waiting: Waiting
     blocked: bool = False
     moved: bool = False
+
+    @property
+    def cpu(self) -> int:
+        """Return the CPU that it takes, in millicores."""
+        return self.waiting.cpu
+
+    @property
+    def mem(self) -> int:
+        """Return the memory that it takes, in bytes."""
+        return self.waiting.mem
 
 
 def matches(candidate: Candidate, waiting: Waiting) -> bool:
@@ -125,29 +138,63 @@ _AT_ONCE = 1
 class Queue:
     """The waiting processes of all colonies.
 
-    A process that names executors stands in a lane of each name, so that it never slows the search
-    for an executor that it does not name. Each lane has a track for every colony that processes
-    came from.
+    A process that an executor may have is in the lane of its executor type, or in one for each
+    executor that it names. A lane has a shelf for each location, and one for processes without any;
+    a shelf has a group for each colony that processes came from. So a search passes nothing that
+    waits for other executors, for another location, or for more CPU or memory.
     """
 
     entries: dict[str, QueueEntry] = field(default_factory=dict)
-    _lanes: dict[tuple[str, str, str], dict[str, SortedSet[tuple[int, str]]]] = field(
-        default_factory=dict
-    )
+    # All in order: by (colony,), (colony, executor type), and (colony, "", "", label); the lanes by
+    # (colony, executor type, name of the executor or "").
+    _tracks: dict[tuple[str, ...], Track[QueueEntry]] = field(default_factory=dict)
+    # As lanes, and by location or "".
+    _shelves: dict[tuple[str, ...], Shelf[QueueEntry]] = field(default_factory=dict)
     # How many processes each member has, by colony and name, and all members together, by colony
     # and "".
     owners: dict[tuple[str, str], int] = field(default_factory=dict)
-    _labels: dict[tuple[str, str], SortedSet[tuple[int, str]]] = field(default_factory=dict)
     _origins: Counter[str] = field(default_factory=Counter)
+    # How many there are in the lanes of an executor type, by colony and type.
+    _depths: Counter[tuple[str, str]] = field(default_factory=Counter)
     _taken: dict[str, int] = field(default_factory=dict)
-    _counts: Counter[str] = field(default_factory=Counter)
     due: DeadlineHeap = field(default_factory=DeadlineHeap)
     # Gets a stored deadline (Unix ns) and the ns it was given for, 0 if unknown.
     due_at: Callable[[int, int], int] = field(default=_as_stored, repr=False, compare=False)
 
-    def _lanes_of(self, entry: QueueEntry) -> list[tuple[str, str, str]]:
-        names = [_NOBODY] if entry.blocked else entry.waiting.executornames or [""]
-        return [(entry.colony, entry.executortype, name) for name in names]
+    def _stand(self, entry: QueueEntry) -> None:
+        """Add an entry to all orders."""
+        lanes, place = _lanes_of(entry), entry.waiting.locationname.lower()
+        for name in _orders_of(entry, lanes):
+            track = self._tracks.get(name)
+            if track is None:
+                track = self._tracks[name] = Track()
+            track.add(entry)
+        for lane in lanes:
+            shelf = self._shelves.get((*lane, place))
+            if shelf is None:
+                shelf = self._shelves[*lane, place] = Shelf()
+            shelf.add(entry, entry.waiting.origin)
+        if lanes:
+            self._depths[entry.colony, entry.executortype] += len(lanes)
+
+    def _leave(self, entry: QueueEntry) -> None:
+        """Remove an entry from all orders."""
+        lanes, place = _lanes_of(entry), entry.waiting.locationname.lower()
+        for name in _orders_of(entry, lanes):
+            track = self._tracks[name]
+            track.discard(entry)
+            if not track:
+                del self._tracks[name]
+        for lane in lanes:
+            shelf = self._shelves[*lane, place]
+            shelf.discard(entry, entry.waiting.origin)
+            if not shelf:
+                del self._shelves[*lane, place]
+        if lanes:
+            kind = (entry.colony, entry.executortype)
+            self._depths[kind] -= len(lanes)
+            if not self._depths[kind]:
+                del self._depths[kind]
 
     def add(self, entry: QueueEntry) -> bool:
         """Add or replace an entry. Returns False unless it is newer than the known or taken one."""
@@ -161,21 +208,12 @@ class Queue:
             self._drop(known)
         self._taken.pop(entry.processid, None)
         self.entries[entry.processid] = entry
-        self._counts[entry.colony] += 1
         origin = waiting.origin
         if origin:
             self._origins[origin] += 1
         else:
             count_owner(self.owners, entry.colony, waiting.initiatorname, 1)
-        for lane in self._lanes_of(entry):
-            tracks = self._lanes.setdefault(lane, {})
-            places = tracks.get(origin)
-            if places is None:  # making a set costs more than the rest
-                places = tracks[origin] = SortedSet()
-            places.add(_place(entry))
-        if waiting.label:
-            label = (entry.colony, waiting.label)
-            self._labels.setdefault(label, SortedSet()).add(_place(entry))
+        self._stand(entry)
         limit = waiting.maxwaittime * SECOND
         self.due.set(entry.processid, due or self.due_at(waiting.waitdeadline, limit))
         return True
@@ -185,13 +223,9 @@ class Queue:
         known = self.entries.get(processid)
         if known is None or known.prioritytime == prioritytime:
             return
-        moved = replace(known, prioritytime=prioritytime, moved=True)
-        sets = [self._lanes[lane][known.waiting.origin] for lane in self._lanes_of(known)]
-        if known.waiting.label:
-            sets.append(self._labels[known.colony, known.waiting.label])
-        for places in sets:
-            places.discard(_place(known))
-            places.add(_place(moved))
+        self._leave(known)
+        moved = msgspec.structs.replace(known, prioritytime=prioritytime, moved=True)
+        self._stand(moved)
         self.entries[processid] = moved
 
     def complete(self, entry: QueueEntry, waiting: Waiting) -> None:
@@ -200,7 +234,7 @@ class Queue:
         """
         if self.entries.get(entry.processid) is entry:
             self._drop(entry)
-            self.add(replace(entry, waiting=waiting))
+            self.add(msgspec.structs.replace(entry, waiting=waiting))
 
     def is_old(self, processid: str, revision: int) -> bool:
         """Return whether `add` would refuse this revision: asking first saves decoding the
@@ -214,9 +248,6 @@ class Queue:
     def _drop(self, entry: QueueEntry) -> None:
         del self.entries[entry.processid]
         self.due.drop(entry.processid)
-        self._counts[entry.colony] -= 1
-        if not self._counts[entry.colony]:
-            del self._counts[entry.colony]
         origin = entry.waiting.origin
         if origin:
             self._origins[origin] -= 1
@@ -224,18 +255,7 @@ class Queue:
                 del self._origins[origin]
         else:
             count_owner(self.owners, entry.colony, entry.waiting.initiatorname, -1)
-        for lane in self._lanes_of(entry):
-            tracks = self._lanes[lane]
-            tracks[origin].discard(_place(entry))
-            if not tracks[origin]:
-                del tracks[origin]
-                if not tracks:
-                    del self._lanes[lane]
-        if entry.waiting.label:
-            label = (entry.colony, entry.waiting.label)
-            self._labels[label].discard(_place(entry))
-            if not self._labels[label]:
-                del self._labels[label]
+        self._leave(entry)
 
     def remove(self, processid: str, revision: int | None = None) -> None:
         """Remove an entry whose queue key is gone, since `revision` if that is known."""
@@ -253,30 +273,25 @@ class Queue:
         Processes of a colony for which `held` returns True are passed over: it has as much running
         as it may.
         """
+        may = None if held is None else lambda origin: not (origin and held(origin))
         best: QueueEntry | None = None
-        for name in ("", candidate.name):
-            lane = (candidate.colony, candidate.executortype, name)
-            for origin, places in self._lanes.get(lane, {}).items():
-                if origin and held is not None and held(origin):
-                    continue
-                for _, processid in places:
-                    entry = self.entries[processid]
-                    if best is not None and _place(best) < _place(entry):
-                        break
-                    if matches(candidate, entry.waiting):
-                        best = entry
-                        break
+        for shelf in self._shelves_for(candidate):
+            best = shelf.first(*_limits(candidate), best, may)
         return best
 
     def offers(self, candidate: Candidate, origin: str) -> bool:
         """Return whether a process of the colony `origin` waits that the executor may have."""
         return any(
-            matches(candidate, self.entries[processid].waiting)
-            for name in ("", candidate.name)
-            for _, processid in self._lanes.get(
-                (candidate.colony, candidate.executortype, name), {}
-            ).get(origin, ())
+            shelf.first(*_limits(candidate), may=origin.__eq__) is not None
+            for shelf in self._shelves_for(candidate)
         )
+
+    def _shelves_for(self, candidate: Candidate) -> Iterator[Shelf[QueueEntry]]:
+        for name in dict.fromkeys(("", candidate.name)):
+            for place in dict.fromkeys(("", candidate.location.lower())):
+                lane = (candidate.colony, candidate.executortype, name, place)
+                if (shelf := self._shelves.get(lane)) is not None:
+                    yield shelf
 
     def count_of(self, origin: str) -> int:
         """Return how many processes of the colony `origin` wait."""
@@ -327,22 +342,13 @@ class Queue:
 
         Only those of `executortype` or with `label`, if given, and only those behind `after`.
         """
+        name: tuple[str, ...] = (colony, executortype) if executortype else (colony,)
         if label:
-            tracks = [self._labels.get((colony, label), SortedSet())]
-        else:
-            tracks = [
-                places
-                for lane, tracks in self._lanes.items()
-                if lane[0] == colony and executortype in ("", lane[1])
-                for places in tracks.values()
-            ]
-        last = begin = None if after is None else _place(after)
-        for place in heapq.merge(*(track.irange(begin) for track in tracks)):
-            # A process that names several executors stands in several lanes: it comes several times
-            # in a row.
-            if place != last:
-                yield self.entries[place[1]]
-            last = place
+            name = (colony, "", "", label)
+        order = self._tracks.get(name, Track())
+        if after is None:
+            return iter(order)
+        return order.behind(msgspec.structs.replace(after, revision=_AFTER))
 
     def lanes(self, colony: str, most: int) -> Iterator[tuple[str, Iterator[QueueEntry], int]]:
         """Return the lanes of a colony: executor type, its processes, and how many there are.
@@ -350,40 +356,30 @@ class Queue:
         A process that names several executors comes with the first one only, and is counted for
         each. Looks at `most` lanes of all colonies; the queue must not change meanwhile.
         """
-        for (name, executortype, lane), tracks in islice(self._lanes.items(), most):
-            if name == colony and lane != _NOBODY:
+        lanes = (name for name in self._tracks if len(name) == 3)
+        for home, executortype, name in islice(lanes, most):
+            if home == colony:
+                track = self._tracks[home, executortype, name]
                 entries = (
-                    entry
-                    for places in tracks.values()
-                    for _, processid in places
-                    for entry in [self.entries[processid]]
-                    if not lane or entry.waiting.executornames[0] == lane
+                    entry for entry in track if not name or entry.waiting.executornames[0] == name
                 )
-                yield executortype, entries, sum(map(len, tracks.values()))
+                yield executortype, entries, len(track)
 
     def ahead(self, entry: QueueEntry) -> int:
         """Return how many processes come before an entry in its lanes."""
-        place = _place(entry)
-        return sum(
-            places.bisect_left(place)
-            for lane in self._lanes_of(entry)
-            for places in self._lanes.get(lane, {}).values()
-        )
+        place = msgspec.structs.replace(entry, revision=_BEFORE)
+        return sum(self._tracks.get(lane, Track()).rank(place) for lane in _lanes_of(entry))
 
     def depths(self, colony: str) -> dict[str, int]:
         """Return how many processes of a colony wait, by executor type.
 
         A process that names several executors is counted once for each: this measures load.
         """
-        found: Counter[str] = Counter()
-        for (name, executortype, lane), tracks in self._lanes.items():
-            if name == colony and lane != _NOBODY:
-                found[executortype] += sum(map(len, tracks.values()))
-        return dict(found)
+        return {kind: count for (home, kind), count in self._depths.items() if home == colony}
 
     def count(self, colony: str) -> int:
         """Return how many processes of a colony wait."""
-        return self._counts[colony]
+        return len(self._tracks.get((colony,), ()))
 
 
 def count_owner(owners: dict[tuple[str, str], int], colony: str, name: str, more: int) -> None:
@@ -401,8 +397,28 @@ def count_owner(owners: dict[tuple[str, str], int], colony: str, name: str, more
         del owners[place]
 
 
-def _place(entry: QueueEntry) -> tuple[int, str]:
-    return (entry.prioritytime, entry.processid)
+def _lanes_of(entry: QueueEntry) -> list[tuple[str, str, str]]:
+    """Return the lanes of an entry: none for a blocked one."""
+    if entry.blocked:
+        return []
+    names = entry.waiting.executornames
+    if not names:
+        return [(entry.colony, entry.executortype, "")]
+    return [(entry.colony, entry.executortype, name) for name in dict.fromkeys(names)]
+
+
+def _orders_of(entry: QueueEntry, lanes: list[tuple[str, str, str]]) -> Iterator[tuple[str, ...]]:
+    yield (entry.colony,)
+    yield (entry.colony, entry.executortype)
+    if entry.waiting.label:
+        yield (entry.colony, "", "", entry.waiting.label)
+    yield from lanes
+
+
+def _limits(candidate: Candidate) -> tuple[int, int]:
+    """Return the most CPU and memory that a process may take."""
+    cpu, mem = candidate.cpu, candidate.mem
+    return UNLIMITED if cpu is None else cpu, UNLIMITED if mem is None else mem
 
 
 @dataclass

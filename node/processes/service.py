@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from itertools import islice
 
 import msgspec
@@ -41,6 +42,7 @@ _TRIES = 8
 _AHEAD = 31
 # Processes read in one transaction; fewer where they are large.
 _MANY = 40
+_NO_NAMES: list[str] = []  # nobody changes it
 
 
 class Processes:
@@ -97,8 +99,12 @@ class Processes:
             elif not self.queue.is_old(key.rpartition("/")[2], revision):
                 self._enqueue(self._blocked_entry(key, value, revision))
         elif key.startswith(keys.STEPS):
+            colony, graphid, _ = keys.parse_step(key)
             if value is not None:
-                self._stepped(*keys.parse_step(key)[:2], revision)
+                self._stepped(colony, graphid, revision)
+            else:
+                for observer in self._observers:
+                    observer.advanced(colony, graphid)
         else:
             colony, processid = keys.parse_running(key)
             if value is None:
@@ -587,7 +593,16 @@ class Processes:
         priority = waiting.priority
         place = stored if priority is None else steps.place(stored, priority, self.clock.now())
         moved = place != stored
-        return QueueEntry(colony, executortype, place, processid, waiting, revision, blocked, moved)
+        return QueueEntry(
+            place,
+            processid,
+            revision,
+            _same(colony),
+            _same(executortype),
+            _shared(waiting),
+            blocked,
+            moved,
+        )
 
 
 @contextmanager
@@ -605,6 +620,28 @@ def require_assigned(process: Process, identity: str) -> None:
         raise Denied("the process is not assigned to this executor")
     if process.state != State.RUNNING:
         raise Invalid(f"the process is {process.state.name.lower()}, not running")
+
+
+@lru_cache(maxsize=4096)
+def _same(text: str) -> str:
+    """Return the first of equal texts: thousands of processes share a type, a label, a member."""
+    return text
+
+
+def _shared(waiting: Waiting) -> Waiting:
+    """Return a value whose parts are shared with those of other processes, for memory's sake."""
+    return Waiting(
+        waiting.executornames or _NO_NAMES,
+        _same(waiting.locationname),
+        waiting.cpu,
+        waiting.mem,
+        waiting.waitdeadline,
+        _same(waiting.label),
+        _same(waiting.initiatorname),
+        _same(waiting.origin),
+        waiting.maxwaittime,
+        waiting.priority,
+    )
 
 
 def _light(process: Process) -> Process:

@@ -118,9 +118,9 @@ class Node:
         channels = Channels(client, directory, processes, now)
         subscriptions = Subscriptions(config.rpc.max_subscriptions, int(config.rpc.max_unread))
         remote_changes = RemoteChanges(processes, subscriptions)
-        processes.observe(assigner, remote_changes, channels, resolution)
         leader = Leader(client, identity or new_id())
         crons = Crons(client, directory, workflows, leader, now, dice or SystemRandom().random)
+        processes.observe(assigner, remote_changes, channels, resolution, crons)
         generators = Generators(client, directory, workflows, leader, now)
         files = Files(
             client,

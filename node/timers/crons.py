@@ -22,6 +22,7 @@ from node.model.codec import unpack
 from node.model.errors import Conflict, Invalid, NotFound, RpcError, TooMany
 from node.model.ids import MAX_SECONDS, new_id
 from node.model.types import SECOND, State
+from node.processes.observer import Observer
 from node.store import crons as store
 from node.store.crons import Cron, CronFiring
 from node.store.directory import Directory
@@ -46,7 +47,7 @@ log = get_logger("crons")
 _TRIES = 8
 # Nanoseconds that the writer of a firing has to submit it before the leader does.
 _GRACE = 2 * SECOND
-# Seconds between two looks at whether the previous workflow has ended.
+# Seconds until a cron is looked at again that neither changed nor could be written.
 _PATIENCE = 1.0
 # ... after the store was too full; the log tells that once for all crons.
 _NO_ROOM = 5.0
@@ -106,7 +107,7 @@ def owner(cron: Cron) -> tuple[str, str]:
 
 
 @dataclass
-class Crons:
+class Crons(Observer):
     """The crons of a node. `now` gives Unix nanoseconds, `dice` numbers in [0, 1)."""
 
     client: EtcdClient
@@ -118,6 +119,8 @@ class Crons:
     local: ZoneInfo = field(default_factory=schedule.environment_zone)
     index: TimerIndex[Cron] = field(default_factory=lambda: TimerIndex(Cron, due, owner))
     _told: WarningLimiter = field(default_factory=WarningLimiter)
+    # The keys of the crons that are due and wait for a workflow, by its colony and id.
+    _waiting: dict[tuple[str, str], set[str]] = field(default_factory=dict)
 
     # -- for callers ---------------------------------------------------------------------
 
@@ -237,8 +240,8 @@ class Crons:
             return 0.0
         if not may_start(self.directory, cron.colonyname, cron.initiatorid, cron.initiatorname):
             return await self._skip(*known, "its creator left the colony")
-        if not await self._free(cron):
-            return _PATIENCE
+        if not await self._free_or_waits(key, cron):
+            return 0.0
         if self.client.pressure.refuses(Need.GROWS):
             return _NO_ROOM  # it stays due: one run follows when there is room again
         try:
@@ -251,6 +254,36 @@ class Crons:
             # Changed, and known by now; or this daemon no longer leads, and is about to hear of it.
             return 0.0 if self.index.get(key) != known else _PATIENCE
         return await self._submit(*written, self.leader.fence)
+
+    async def _free_or_waits(self, key: str, cron: Cron) -> bool:
+        """Return whether no workflow has to be waited for; otherwise the end of that one makes the
+        cron due again.
+        """
+        place = (cron.colonyname, cron.prevprocessgraphid)
+        # Before the look: an end that comes during it must not be missed.
+        self._waiting.setdefault(place, set()).add(key)
+        free = True
+        try:
+            free = await self._free(cron)
+        finally:
+            there = self._waiting.get(place, set())
+            if free:
+                there.discard(key)
+            elif key in there:
+                self.index.put_off(key)
+            if not there:
+                self._waiting.pop(place, None)
+        return free
+
+    def advanced(self, colony: str, graphid: str) -> None:
+        """Make the crons due that wait for a workflow, which may be over."""
+        for key in self._waiting.pop((colony, graphid), ()):
+            self.index.resume(key)
+
+    def listed(self) -> None:
+        """Make all crons due that wait for a workflow: each may be over."""
+        for place in list(self._waiting):
+            self.advanced(*place)
 
     def _require_processes(self, cron: Cron) -> None:
         quotas = self.workflows.processes.quotas

@@ -47,6 +47,7 @@ async def _terms(timed: Retiming) -> None:
     """Act while this daemon leads; actions under way end with its term."""
     while True:
         await timed.leader.elected()
+        timed.crons.listed()  # an earlier term may have ended in the middle of a look
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_follow, timed)
             nursery.start_soon(_sweep, timed)

@@ -152,6 +152,16 @@ class TimerIndex(Generic[T]):
         self._uncount(self._known.pop(key, None))
         self.timer_queue.set(key, None)
 
+    def put_off(self, key: str) -> None:
+        """Let a key not become due until `resume`, or until it has another value."""
+        self.timer_queue.set(key, None)
+
+    def resume(self, key: str) -> None:
+        """Let a key become due when its value says."""
+        known = self._known.get(key)
+        if known is not None:
+            self.timer_queue.set(key, self.due(known[0]))
+
     def _uncount(self, known: tuple[T, int] | None) -> None:
         if known is not None:
             count_owner(self.owners, *self.owner(known[0]), -1)

@@ -44,7 +44,7 @@ def line(
     for _ in range(count):
         number = len(queue.entries)
         waiting = Waiting(names or [], place, 0, 0, 0, "", "ann")
-        queue.add(QueueEntry("dev", kind, number, f"{number:064}", waiting, 1))
+        queue.add(QueueEntry(number, f"{number:064}", 1, "dev", kind, waiting))
 
 
 def reasons(queue: Queue, members: Roster) -> dict[str, tuple[int, bool]]:

@@ -116,7 +116,7 @@ def test_the_depth_of_the_queue_is_told_by_type_whoever_sent_it() -> None:
         ]
     ):
         waiting = Waiting([], "", 0, 0, 0, "", "me", origin)
-        queue.add(QueueEntry(colony, executortype, number, f"{number:064x}", waiting, 1, blocked))
+        queue.add(QueueEntry(number, f"{number:064x}", 1, colony, executortype, waiting, blocked))
     assert queue.depths("lab") == {"cli": 2, "web": 1}
 
 

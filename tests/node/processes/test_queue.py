@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import cast
 
 import msgspec
@@ -84,7 +83,7 @@ def test_order_is_that_of_the_reference(start: list[QueueEntry], asking: list[Ca
             waiting.remove(found)
 
 
-ENTRY = QueueEntry("dev", "cli", 0, "p", Waiting([], "", 0, 0, 7, "", ""), 5)
+ENTRY = QueueEntry(0, "p", 5, "dev", "cli", Waiting([], "", 0, 0, 7, "", ""))
 ANY = Candidate("dev", "cli", "ada")
 
 
@@ -100,7 +99,7 @@ def test_a_requeue_at_a_higher_revision_comes_back() -> None:
     queue = Queue()
     queue.add(ENTRY)
     queue.take(ENTRY)
-    again = QueueEntry("dev", "cli", 0, "p", ENTRY.waiting, 9)
+    again = QueueEntry(0, "p", 9, "dev", "cli", ENTRY.waiting)
     assert queue.add(again)
     assert queue.find(ANY) == again
 
@@ -116,7 +115,7 @@ def test_a_failed_transaction_gives_the_entry_back() -> None:
 def test_a_new_listing_replaces_all() -> None:
     queue = Queue()
     queue.add(ENTRY)
-    other = QueueEntry("dev", "cli", 1, "q", ENTRY.waiting, 6)
+    other = QueueEntry(1, "q", 6, "dev", "cli", ENTRY.waiting)
     queue.replace({"q": other})
     assert [entry.processid for entry in queue.in_order("dev")] == ["q"]
     assert queue.count("dev") == 1
@@ -180,7 +179,7 @@ def test_who_has_left_before_the_deadline_is_not_kept_until_then() -> None:
     for number in range(20_000):
         pid = str(number)
         queue.add(
-            QueueEntry("dev", "cli", 0, pid, Waiting([], "", 0, 0, 10**9 + number, "", ""), 1)
+            QueueEntry(0, pid, 1, "dev", "cli", Waiting([], "", 0, 0, 10**9 + number, "", ""))
         )
         running.add("dev", pid, Running("x", "cli", 1, 10**9 + number, "", ""), 1)
         if number % 200:  # the others stay
@@ -217,7 +216,9 @@ def test_what_is_offered_is_what_may_be_had_of_that_colony(
         msgspec.structs.replace(entry.waiting, origin="ab"[number % 2])
         for number, entry in enumerate(known)
     ]
-    waiting = [replace(entry, waiting=w) for entry, w in zip(known, sent, strict=True)]
+    waiting = [
+        msgspec.structs.replace(entry, waiting=w) for entry, w in zip(known, sent, strict=True)
+    ]
     for entry in waiting:
         queue.add(entry)
     for origin in "abc":
@@ -421,7 +422,7 @@ def test_late_news_of_a_hand_out_do_not_remove_a_requeue() -> None:
     queue = Queue()
     queue.add(ENTRY)
     queue.take(ENTRY)
-    again = QueueEntry("dev", "cli", 0, "p", ENTRY.waiting, 9)
+    again = QueueEntry(0, "p", 9, "dev", "cli", ENTRY.waiting)
     queue.add(again)
     queue.remove("p", 7)
     assert queue.find(ANY) == again

@@ -301,7 +301,7 @@ def test_every_quota_is_documented_with_its_default() -> None:
 
 def entry(number: int, name: str, revision: int, origin: str = "") -> QueueEntry:
     waiting = Waiting([], "", 0, 0, 0, "", name, origin)
-    return QueueEntry("dev", "cli", number, str(number), waiting, revision)
+    return QueueEntry(number, str(number), revision, "dev", "cli", waiting)
 
 
 @given(

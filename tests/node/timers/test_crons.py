@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 
 from node.etcd.txn import Absent, ModRevision, Txn
 from node.model.errors import RpcError
-from node.model.types import SECOND, State
+from node.model.types import SECOND, Graph, Process, State
 from node.store import crons as store
 from node.store.crons import Cron, CronFiring
 from node.timers.cronexpr import UTC
 from node.timers.crons import next_run
 from node.timers.election import KEY, LeaseHolder, home_identity, may_take
 from node.timers.timerqueue import TimerQueue
-from tests.support.clocked import ANN, NOON, OWNER, World, below, workflow, world
+from tests.support.clocked import ADA, ANN, NOON, OWNER, World, below, workflow, world
 from tests.support.daemons import until
 
 PLAIN = Cron("c" * 64, "dev", "beat", ANN, "ann", interval=10)
@@ -193,6 +193,67 @@ async def test_it_waits_for_the_previous_workflow_however_that_ends(dev: World) 
     second = [await dev.assign() for _ in range(4)]
     assert {process.submissiontime for process in second} == {NOON + 110 * SECOND}
     assert len(await dev.graphs()) == 7
+
+
+async def _waiting_crons(dev: World, count: int) -> list[Process]:
+    """Crons that are due and wait for their previous workflows; return the nodes of these."""
+    for number in range(count):
+        name = f"waits {number}"
+        await dev.node.crons.add(cron(name=name, waitforprevprocessgraph=True), workflow())
+    dev.advance(10)
+    running = [await dev.assign() for _ in range(count)]
+    dev.advance(100)
+    # A cron that need not wait is due after them: they have been looked at once it started.
+    added = await dev.node.crons.add(cron(name="other"), workflow())
+    dev.advance(10)
+    await dev.close(await dev.assign())
+    await dev.node.crons.remove("dev", added.cronid)
+    return running
+
+
+@pytest.mark.parametrize("count", [5, 20])
+async def test_crons_that_wait_ask_nothing_until_the_workflow_ends(
+    dev: World, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    running = await _waiting_crons(dev, count)
+    asked: list[str] = []
+    load = dev.node.workflows.load
+
+    async def counting(colony: str, graphid: str) -> Graph | None:
+        asked.append(graphid)
+        return await load(colony, graphid)
+
+    monkeypatch.setattr(dev.node.workflows, "load", counting)
+    await trio.sleep(1.5)  # nothing happens that could be waited for
+    assert asked == []
+    await dev.close(running[0])
+    again = await dev.assign()
+    assert again.processgraphid != running[0].processgraphid
+    assert set(asked) == {running[0].processgraphid}
+    assert len(asked) < 5
+
+
+async def test_the_end_that_another_daemon_wrote_is_heard(dev: World) -> None:
+    first, second = await _waiting_crons(dev, 2)
+    other = await dev.start()
+    assert not other.node.leader.holds
+    processes = other.node.processes
+    await processes.close("dev", first.processid, ADA.executorid, State.SUCCESSFUL)
+    await other.node.workflows.resolution.settle("dev", first.processgraphid)
+    assert (await dev.assign()).submissiontime == dev.now
+    await other.node.workflows.remove("dev", second.processgraphid, running=True)
+    assert (await dev.assign()).submissiontime == dev.now
+
+
+async def test_the_next_leader_hears_of_the_end_too(dev: World) -> None:
+    first, second = await _waiting_crons(dev, 2)
+    await dev.start()
+    await dev.stations.pop(0).stop()
+    await dev.close(first)  # while nobody leads, or at the beginning of the term
+    await dev.assign()
+    await dev.node.leader.elected()
+    await dev.close(second)
+    await dev.assign()
 
 
 async def test_by_hand_it_runs_at_once_and_moves(dev: World) -> None:
