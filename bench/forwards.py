@@ -36,6 +36,7 @@ from node.host.keys import PrivateKey, read_key
 EXECUTORS = 8
 SENDERS = 16  # connections that submit
 LONGEST = 120.0  # seconds until a step is given up
+_LOOK = 0.5  # seconds between looks at the connections between the daemons
 _UNLIMITED = {"messages": 0}  # of the policy: the bench may send more in a minute than is usual
 
 
@@ -161,20 +162,22 @@ def pair(place: Path) -> tuple[Side, Side]:
     return origin, peer
 
 
-def wire_bytes(side: Side) -> float:
-    """Return the bytes so far, both ways, on the open connections to a daemon's port for peers.
+def wire_bytes(side: Side) -> dict[str, int]:
+    """Return the bytes so far, both ways, of each open connection to a daemon's port for peers.
 
-    They are those of TLS, without the headers of TCP and IP. NaN without the program `ss`.
+    They are those of TLS, without the headers of TCP and IP. Empty without the program `ss`.
     """
     found = re.search(r'event="federation ready".*?port=(\d+)', _log(side))
     if found is None:
         raise BenchError(f"the log of {side.name} does not tell its port for peers")
-    command = ["ss", "-tinH", "state", "established", f"( sport = :{found[1]} )"]
+    command = ["ss", "-tinOH", "state", "established", f"( sport = :{found[1]} )"]
     try:
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        return math.nan
-    return float(sum(map(int, re.findall(r"bytes_(?:sent|received):(\d+)", text))))
+        return {}
+    sizes = re.compile(r"bytes_(?:sent|received):(\d+)")
+    lines = (line.split(maxsplit=4) for line in text.splitlines())
+    return {line[3]: sum(map(int, sizes.findall(line[4]))) for line in lines if len(line) == 5}
 
 
 def _log(side: Side) -> str:
@@ -197,18 +200,22 @@ def step(name: str, origin: Side, peer: Side, count: int, at_once: int) -> dict[
     tickets = iter(range(count))
     scripts = {line: peer.worker(number, tickets) for number, line in enumerate(workers[:count])}
     with selectors.EpollSelector() as selector:
-        for line in (*free, *workers):
-            selector.register(line.socket, selectors.EVENT_READ, line)
+        for each in (*free, *workers):
+            selector.register(each.socket, selectors.EVENT_READ, each)
         selector.register(ends.socket, selectors.EVENT_READ, ends)
         for line, script in scripts.items():
             line.send(next(script))
-        before, wire = {name: side.cpu() for name, side in sides.items()}, wire_bytes(peer)
+        before, old = {name: side.cpu() for name, side in sides.items()}, wire_bytes(peer)
+        # Connections come and go: look often, to have the last figure of each.
+        wire, looked = dict(old), time.perf_counter()
         start, taken_in, left = time.perf_counter(), 0.0, count
         while len(ended) < count:
             while free and left and count - left - len(ended) < at_once:
                 line, left = free.pop(), left - 1
                 sent[line] = time.perf_counter()
                 line.send(request)
+            if time.perf_counter() - looked > _LOOK:
+                wire, looked = wire | wire_bytes(peer), time.perf_counter()
             ready = selector.select(LONGEST)
             if not ready:
                 raise BenchError(f"{name}: nothing for {LONGEST:.0f} s, {len(ended)} of {count}")
@@ -233,9 +240,11 @@ def step(name: str, origin: Side, peer: Side, count: int, at_once: int) -> dict[
         for side in sides
         for part, seconds in sides[side].cpu().items()
     }
-    wire = (wire_bytes(peer) - wire) / count
-    for line in (*free, *workers, ends):
-        line.socket.close()
+    wire |= wire_bytes(peer)
+    sizes = sum(size - old.get(connection, 0) for connection, size in wire.items())
+    for each in (*free, *workers):
+        each.socket.close()
+    ends.socket.close()
     hops = sorted(ended[pid] - begun[pid] for pid in begun)
     return {
         "step": name,
@@ -245,7 +254,7 @@ def step(name: str, origin: Side, peer: Side, count: int, at_once: int) -> dict[
         "p50": percentile(hops, 0.50) * 1e3,
         "p99": percentile(hops, 0.99) * 1e3,
         "cpu_ms": used,
-        "bytes": wire if origin is not peer else 0.0,
+        "bytes": sizes / count,
     }
 
 

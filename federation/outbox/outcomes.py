@@ -68,7 +68,7 @@ class OutcomePoller:
     def _awaited(self, peerid: str) -> bool:
         if self._acks.get(peerid) or self.update_consumer.tails(peerid):
             return True
-        return any(entry.forward.outstanding for entry in self.outbox.of_peer(peerid))
+        return self.outbox.entries.outstanding(peerid) > 0
 
     async def poll_forever(self, connection: PeerConnection) -> None:
         """Poll one peer while it may owe outcomes, until cancelled."""
@@ -103,7 +103,7 @@ class OutcomePoller:
     async def poll_once(self, connection: PeerConnection) -> int:
         """Poll for outcomes, settle them, and note their acks. Return how many outcomes came."""
         acks = sorted(self._acks.get(connection.id, set()))[:100]
-        waits = any(entry.forward.outstanding for entry in self.outbox.of_peer(connection.id))
+        waits = self.outbox.entries.outstanding(connection.id) > 0
         follow, whole, wait = self.update_consumer.wanted(connection.id, _POLL if waits else 0)
         connection.demand_version()
         body = connection.seal(Kind.POLL, Poll(wait, acks, follow, whole))
