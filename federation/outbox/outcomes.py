@@ -40,6 +40,7 @@ from node.store.work import processes as store
 _POLL = 30  # seconds that a poll waits at the peer
 _VAIN = 5  # answers in a row that settle nothing, before the next poll has to wait
 _IDLE = 300.0  # seconds between polls of a peer that should owe nothing
+_LONGEST = 60.0  # seconds between two tries of a poll while outcomes are awaited
 _EVIDENCE = 65_536  # bytes of the largest malformed outcome that is kept
 
 log = get_logger("results")
@@ -97,7 +98,8 @@ class OutcomePoller:
                 pause = machine.delay(failures, self.context.chance)
                 if isinstance(error, TransportError):
                     pause = max(pause, error.seconds)
-                with trio.move_on_after(min(pause, 60.0)):
+                longest = _LONGEST if self._awaited(connection.id) else _IDLE
+                with trio.move_on_after(min(pause, longest)):
                     await back.wait()
 
     async def poll_once(self, connection: PeerConnection) -> int:
