@@ -427,6 +427,18 @@ def deadline_passed(forward: Forward, now: int, peername: str, lasterror: str) -
     return _stopping(forward, ForwardEvent.OVERDUE, now, error, lasterror=error)
 
 
+def next_deadline(forward: Forward) -> int:
+    """Return the first time (Unix ns) after which `deadline_passed` or `stranded` may tell more."""
+    match forward.state:
+        case ForwardState.QUEUED:
+            share = forward.share if forward.retry else forward.deliver
+            return min(forward.deliver, forward.finish, share)
+        case ForwardState.DOUBT:
+            return forward.unheard
+        case _:
+            return forward.finish
+
+
 def shifted(forward: Forward, by: int, before: int) -> Forward:
     """Return the forward after the clock was set by `by` ns, when it showed `before` (Unix ns).
 

@@ -37,7 +37,8 @@ _MOST_TRUSTED = 256  # colonies trusted because of an introduction alone
 _RATE = 6  # exchanges a minute that one peer may start
 _AGAIN = 600.0  # seconds between two exchanges without a change
 _LEAST = 2.0  # ... and after a change
-_AWAY = 60.0  # seconds until the next try at a peer that was not reached
+_AWAY = 60.0  # seconds until the next try after a failure
+_GONE = 300.0  # ... at a peer that was not reached, unless a probe reaches it first
 _OLD = 3600.0  # ... or that has introductions turned off
 
 log = get_logger("introductions")
@@ -87,7 +88,7 @@ class Gossip:
     _wakeups: WakeUps = field(default_factory=WakeUps)
     _buckets: dict[str, TokenBucket] = field(default_factory=dict)
     _turns: dict[str, trio.Lock] = field(default_factory=dict)
-    _known: frozenset[tuple[str, int]] = frozenset()
+    _known: dict[str, int] = field(default_factory=dict)  # hops of trusted peers
     introduced: IntroductionIndex = field(init=False)
 
     def __post_init__(self) -> None:
@@ -100,14 +101,18 @@ class Gossip:
         known = chosen(self.context.peers.trusted(), peerid, self.context.clock.seconds)
         return Introductions(known, (self.own_card.sequence << 24) + self._count)
 
-    def look(self) -> None:
-        """Wake the exchanges with all peers if the set of trusted peers has changed."""
-        known = frozenset(
-            (each.peer.id, each.peer.distance) for each in self.context.peers.trusted()
-        )
-        if known != self._known:
-            self._known = known
-            self._wakeups.wake()
+    def look(self, peerid: str) -> None:
+        """Wake the exchanges with all peers if this peer is trusted anew, or no longer."""
+        entry = self.context.peers.get(peerid)
+        trusted = entry is not None and entry.peer.state == TRUSTED
+        hops = entry.peer.distance if entry is not None and trusted else None
+        if hops == self._known.get(peerid):
+            return
+        if hops is None:
+            del self._known[peerid]
+        else:
+            self._known[peerid] = hops
+        self._wakeups.wake()
 
     # -- introductions by peers ---------------------------------------------------------------
 
@@ -198,8 +203,9 @@ class Gossip:
         """Forget introduced colonies whose card has expired; once a minute is enough."""
         now = self.context.clock.seconds
         for entry in list(self.context.peers.known.values()):
-            expired = _expiry(entry.latest or entry.peer.card) <= now
-            if entry.peer.state == PENDING and entry.introduced and expired:
+            if entry.peer.state != PENDING or not entry.introduced:
+                continue
+            if _expiry(entry.latest or entry.peer.card) <= now:
                 for by in list(entry.introduced):
                     self.introduced.withdraw(by, entry)
 
@@ -233,7 +239,7 @@ class Gossip:
                 log.debug("peer introduces nobody", peer=connection.id, code=error.code)
                 return _OLD if error.code == "not_found" else _AWAY
             log.debug("no introductions", peer=connection.id, error=error)
-            return _AWAY
+            return _GONE if connection.failed(error) else _AWAY
         return 0.0
 
     def forget(self, peerid: str) -> None:

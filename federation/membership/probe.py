@@ -5,9 +5,10 @@ A hello tells that a peer is there, how far its clock is off, and which keys it 
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
@@ -28,6 +29,8 @@ from node.model.errors import RpcError
 from node.tasks.sync import WakeUps
 
 _PROBE = 30.0  # seconds between hellos
+_AT_ONCE = 64  # hellos under way: each to a peer that is away may take seconds
+_A_SECOND = 50.0  # tries, when there are many peers
 _EXPECTED = (TransportError, EtcdError, RpcError, Rejected)
 
 log = get_logger("federation")
@@ -43,6 +46,9 @@ class Prober:
     rotation: Rotation
     probes: WakeUps
     connections: Mapping[str, PeerConnection]
+    _slots: trio.CapacityLimiter = field(
+        default_factory=lambda: trio.CapacityLimiter(_AT_ONCE), init=False
+    )
 
     def greeted(self, peerid: str) -> None:
         """Clear the back-off of a trusted peer that said hello."""
@@ -96,21 +102,37 @@ class Prober:
         return took
 
     async def probe_forever(self, connection: PeerConnection) -> None:
-        """Say hello to one peer regularly, until cancelled."""
-        wakeup, tries = self.probes[connection.id], 0
+        """Say hello to one peer until cancelled: regularly, more and more rarely while it is away.
+
+        A wake-up of its probe says that it may be back: then the first tries follow each other
+        soon again. With many peers, tries are spread, so that there are few in a second.
+        """
+        wakeup, tries, away = self.probes[connection.id], 0, True
+        event, uniform = wakeup.event, self.context.chance.uniform
+        pause = uniform(0.0, self._spread()) if self._spread() > 1 else 0.0
         while True:
+            with trio.move_on_after(pause):
+                await event.wait()
+            if event.is_set():
+                tries = 0
             event = wakeup.event
+            away = away or bool(connection.entry.error)
             try:
-                away = bool(connection.entry.error) or tries > 0
-                await self.hello(connection)
+                async with self._slots:
+                    await self.hello(connection)
                 connection.entry.error, tries = "", 0
                 if away:
                     self.outbox.retry_now(connection.id)
+                away = False
             except _EXPECTED as error:
                 tries += 1
                 connection.entry.error = str(error)
-            pause = _PROBE * self.context.chance.uniform(0.8, 1.0)
+            pause = _PROBE * uniform(0.8, 1.0)
             if tries:
-                pause = min(pause, machine.delay(tries, self.context.chance))
-            with trio.move_on_after(pause):
-                await event.wait()
+                longest = pause if self.outbox.outstanding(connection.id) else math.inf
+                pause = min(longest, machine.delay(tries, self.context.chance))
+                pause = max(pause, self._spread())
+
+    def _spread(self) -> float:
+        """Return the seconds over which one try at each peer is spread."""
+        return len(self.connections) / _A_SECOND

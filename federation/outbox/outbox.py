@@ -16,6 +16,7 @@ import trio
 
 from federation.forward import machine
 from federation.forward.machine import Effect, Forward, ProcessAction, RouteTrace
+from federation.outbox.entries import Marks, OutboxEntries, OutboxEntry
 from federation.peers.context import Context
 from node.etcd.txn import Delete, Get, ModRevision, Op, Put, Txn
 from node.model.codec import pack, unpack
@@ -50,29 +51,6 @@ class Detours(Protocol):
 
 
 @dataclass
-class OutboxEntry:
-    """A forward in the outbox; `due` is in trio's time, in seconds.
-
-    `withdrawn` is the last revision at which a cancel tried to remove the forward as never sent.
-    """
-
-    forward: Forward
-    revision: int
-    due: float = 0.0
-    tries: int = 0
-    busy: bool = False
-    withdrawn: int = 0
-
-    @property
-    def to_send(self) -> bool:
-        """Return whether a message of this forward must be sent."""
-        state = self.forward.state
-        if state == machine.ForwardState.CANCELLING:
-            return not self.forward.receipt
-        return state in (machine.ForwardState.QUEUED, machine.ForwardState.DOUBT)
-
-
-@dataclass
 class Outbox:
     """The outbox of the home colony.
 
@@ -82,10 +60,10 @@ class Outbox:
 
     context: Context
     detours: Detours
-    entries: dict[str, OutboxEntry] = field(default_factory=dict)
+    entries: OutboxEntries = field(default_factory=OutboxEntries)
     activity: WakeUp = field(default_factory=WakeUp)
-    stale: dict[tuple[str, str], None] = field(default_factory=dict)
-    reading: dict[tuple[str, str], None] = field(default_factory=dict)
+    stale: Marks = field(default_factory=Marks)
+    reading: Marks = field(default_factory=Marks)
     readers: dict[str, trio.Lock] = field(default_factory=dict)  # by peer id
     wakeups: WakeUps = field(default_factory=WakeUps)
     returns: WakeUps = field(default_factory=WakeUps)
@@ -108,32 +86,29 @@ class Outbox:
 
     def of_peer(self, peerid: str) -> list[OutboxEntry]:
         """Return the forwards to one peer."""
-        return [entry for entry in self.entries.values() if entry.forward.peer == peerid]
+        return self.entries.of_peer(peerid)
 
     def outstanding(self, peerid: str) -> int:
         """Return how many forwards to a peer are not finished."""
-        fresh = [pid for pid, peer in self.reading | self.stale if peer == peerid]
-        return len(self.of_peer(peerid)) + sum(pid not in self.entries for pid in fresh)
+        fresh = {*self.reading.of(peerid), *self.stale.of(peerid)}
+        return self.entries.count_of(peerid) + sum(pid not in self.entries for pid in fresh)
 
     def relayed(self, origin: str) -> int:
         """Return how many processes of another colony pass through here now."""
-        return sum(entry.forward.origin == origin for entry in self.entries.values())
+        return self.entries.relayed(origin)
 
     async def wait_idle(self) -> None:
         """Return once no message is being sent and no forward is being read."""
         while True:
             event = self.activity.event
-            if not (self.stale or self.reading) and not any(
-                entry.busy for entry in self.entries.values()
-            ):
+            if not (self.stale or self.reading or self.entries.busy):
                 return
             await event.wait()
 
     def retry_now(self, peerid: str) -> None:
         """Clear the back-off of a peer that is reached again, and wake its tasks."""
-        for entry in self.entries.values():
-            if entry.forward.peer == peerid and entry.tries:
-                entry.due, entry.tries = 0.0, 0
+        for entry in self.entries.tried(peerid):
+            entry.due, entry.tries = 0.0, 0
         self.paused.pop(peerid, None)
         self.wakeup(peerid).wake()
         self.returned(peerid).wake()
@@ -204,7 +179,7 @@ class Outbox:
 
     async def refresh_all(self) -> None:
         """Read all stale forwards again, and wake the senders of their peers."""
-        for peerid in dict.fromkeys(peer for _, peer in self.stale):
+        for peerid in self.stale.peers():
             await self.refresh(peerid)
             self.wakeup(peerid).wake()
 
@@ -214,7 +189,7 @@ class Outbox:
         A second caller waits until the read is done: it must not plan without these forwards.
         """
         async with self.readers.setdefault(peerid, trio.Lock()):
-            pids = [pid for pid, peer in self.stale if peer == peerid]
+            pids = self.stale.of(peerid)
             for start in range(0, len(pids), _BATCH):
                 await self._read(peerid, pids[start : start + _BATCH])
             if pids:

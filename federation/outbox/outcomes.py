@@ -40,6 +40,7 @@ from node.store.work import processes as store
 _POLL = 30  # seconds that a poll waits at the peer
 _VAIN = 5  # answers in a row that settle nothing, before the next poll has to wait
 _IDLE = 300.0  # seconds between polls of a peer that should owe nothing
+_LONGEST = 60.0  # seconds between two tries of a poll while outcomes are awaited
 _EVIDENCE = 65_536  # bytes of the largest malformed outcome that is kept
 
 log = get_logger("results")
@@ -68,7 +69,7 @@ class OutcomePoller:
     def _awaited(self, peerid: str) -> bool:
         if self._acks.get(peerid) or self.update_consumer.tails(peerid):
             return True
-        return any(entry.forward.outstanding for entry in self.outbox.of_peer(peerid))
+        return self.outbox.entries.outstanding(peerid) > 0
 
     async def poll_forever(self, connection: PeerConnection) -> None:
         """Poll one peer while it may owe outcomes, until cancelled."""
@@ -97,13 +98,14 @@ class OutcomePoller:
                 pause = machine.delay(failures, self.context.chance)
                 if isinstance(error, TransportError):
                     pause = max(pause, error.seconds)
-                with trio.move_on_after(min(pause, 60.0)):
+                longest = _LONGEST if self._awaited(connection.id) else _IDLE
+                with trio.move_on_after(min(pause, longest)):
                     await back.wait()
 
     async def poll_once(self, connection: PeerConnection) -> int:
         """Poll for outcomes, settle them, and note their acks. Return how many outcomes came."""
         acks = sorted(self._acks.get(connection.id, set()))[:100]
-        waits = any(entry.forward.outstanding for entry in self.outbox.of_peer(connection.id))
+        waits = self.outbox.entries.outstanding(connection.id) > 0
         follow, whole, wait = self.update_consumer.wanted(connection.id, _POLL if waits else 0)
         connection.demand_version()
         body = connection.seal(Kind.POLL, Poll(wait, acks, follow, whole))

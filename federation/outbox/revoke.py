@@ -15,7 +15,8 @@ from federation.forward import machine
 from federation.forward.machine import Forward, ProcessAction
 from federation.forward.receipt import ReceiptRecord
 from federation.limits.accounts import Pages
-from federation.outbox.outbox import Outbox, OutboxEntry
+from federation.outbox.entries import OutboxEntry
+from federation.outbox.outbox import Outbox
 from federation.peers.context import Context
 from federation.peers.registry import BLOCKED, PeerState
 from node.etcd.client import KeyValue
@@ -83,8 +84,8 @@ class Revocation:
             for entry in peers.known.values()
             if entry.peer.state == BLOCKED and entry.peer.ending
         }
-        sent = {entry.forward.peer for entry in self.outbox.entries.values()}
-        sent.update(peerid for _, peerid in self.outbox.stale | self.outbox.reading)
+        outbox = self.outbox
+        sent = {*outbox.entries.peers(), *outbox.stale.peers(), *outbox.reading.peers()}
         return marked | {peerid for peerid in sent if peers.state(peerid) == BLOCKED}
 
     def _over(self, peerid: str) -> bool:

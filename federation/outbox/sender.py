@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol
 
 import msgspec
@@ -15,8 +16,9 @@ import trio
 from federation.forward import machine
 from federation.forward import path as relays
 from federation.forward.machine import Forward
+from federation.outbox.entries import OutboxEntry
 from federation.outbox.files import FileTransfer
-from federation.outbox.outbox import Outbox, OutboxEntry
+from federation.outbox.outbox import Outbox
 from federation.peers.context import Context
 from federation.transport.connection import PeerConnection
 from federation.transport.errors import Lost, Reason, RemoteRefusal, TransportError, Unsent
@@ -114,26 +116,18 @@ class Sender:
         return self.outbox.paused.get(peerid, 0.0)
 
     def _sendable(self, entry: OutboxEntry) -> bool:
-        if entry.busy or not entry.to_send:
-            return False
         # Past its delivery deadline, a submission would be refused as expired.
         cancelling = entry.forward.state is machine.ForwardState.CANCELLING
         return cancelling or self._late() <= entry.forward.deliver
 
     def _plan(self, peerid: str) -> tuple[list[OutboxEntry], float]:
         """Return the forwards to send now, and when to plan again if no wake-up comes first."""
-        now, room, later = trio.current_time(), _WINDOW, 60.0
-        due: list[OutboxEntry] = []
-        for entry in self.outbox.of_peer(peerid):
-            if entry.busy:
-                room -= 1
-            elif self._sendable(entry):
-                if entry.due <= now:
-                    due.append(entry)
-                else:
-                    later = min(later, entry.due - now)
+        entries, now = self.outbox.entries, trio.current_time()
+        sendable = filter(self._sendable, entries.ready(peerid, now))
         # With a full window, the end of a message wakes the loop.
-        return due[: max(room, 0)], now + later
+        due = list(islice(sendable, max(0, _WINDOW - entries.busy_of(peerid))))
+        later = entries.next_due(peerid)
+        return due, min(now + 60.0, now + 60.0 if later is None else later)
 
     async def _deliver(self, connection: PeerConnection, entry: OutboxEntry) -> None:
         """Send one message of one forward. Any error concerns this forward only."""
@@ -318,7 +312,7 @@ class Sender:
         """End every forward whose deadline has passed, whether or not its peer is reached."""
         await self.outbox.refresh_all()
         now = self._late()
-        for entry in list(self.outbox.entries.values()):
+        for entry in self.outbox.entries.late(now):
             if entry.busy or self.outbox.entries.get(entry.forward.processid) is not entry:
                 continue
             peer = self.context.peers.get(entry.forward.peer)

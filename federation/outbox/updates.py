@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 import trio
 
 from federation.forward import channels as words
-from federation.forward import machine
 from federation.forward import updates as progress
 from federation.forward.updates import FollowState, PollLimiter
 from federation.limits.accounts import PeerQuotas
@@ -56,6 +56,32 @@ class _Overtaken(Exception):
     """The cursor was changed by others several times in a row."""
 
 
+class FollowStates(dict[str, tuple[FollowState, int]]):
+    """The states by process id; those of ended processes, by peer as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tails: dict[str, dict[str, None]] = {}
+
+    def __setitem__(self, pid: str, found: tuple[FollowState, int]) -> None:
+        self.pop(pid, None)
+        super().__setitem__(pid, found)
+        if found[0].tail:
+            self._tails.setdefault(found[0].peer, {})[pid] = None
+
+    def pop(self, pid: str, *default: Any) -> Any:
+        """Remove a state and return it; the default, if one is given, for an unknown id."""
+        if (found := self.get(pid)) is not None and found[0].tail:
+            self._tails[found[0].peer].pop(pid)
+            if not self._tails[found[0].peer]:
+                del self._tails[found[0].peer]
+        return super().pop(pid, *default)
+
+    def tails(self, peerid: str) -> list[str]:
+        """Return the ended processes of a peer that are still followed."""
+        return list(self._tails.get(peerid, ()))
+
+
 @dataclass
 class UpdateConsumer:
     """The state of our processes at peers, in the store and in memory.
@@ -68,7 +94,7 @@ class UpdateConsumer:
     context: Context
     outbox: Outbox
     peer_quotas: PeerQuotas
-    known: dict[str, tuple[FollowState, int]] = field(default_factory=dict)
+    known: FollowStates = field(default_factory=FollowStates)
     counters: Counter[str] = field(default_factory=Counter)
     _poll_limiters: dict[str, PollLimiter] = field(default_factory=dict)
     _turns: Counter[str] = field(default_factory=Counter)
@@ -97,24 +123,21 @@ class UpdateConsumer:
         """Return the ended processes of which the peer still has updates."""
         if self.full:
             return []
-        return [pid for pid, (each, _) in self.known.items() if each.tail and each.peer == peerid]
+        return self.known.tails(peerid)
 
     def wanted(self, peerid: str, wait: int) -> tuple[list[Follow], bool, int]:
         """Return what to ask a peer about, whether that is all, and the seconds of the poll."""
         if self.full:
             return [], False, wait
-        pids = [
-            entry.forward.processid
-            for entry in self.outbox.of_peer(peerid)
-            if entry.forward.state
-            in (machine.ForwardState.ACCEPTED, machine.ForwardState.CANCELLING)
-        ]
-        pids += self.tails(peerid)
+        there, tails = self.outbox.entries.followed(peerid), self.tails(peerid)
+        count = len(there) + len(tails)
         # Start where the last poll ended, if that could not ask about all processes.
-        start = self._turns[peerid] if self._turns[peerid] < len(pids) else 0
+        start = self._turns[peerid] if self._turns[peerid] < count else 0
         follows: list[Follow] = []
         looked = room = 0
-        for pid in pids[start:] + pids[:start]:
+        for place in (each % count for each in range(start, start + count)):
+            rest = place - len(there)
+            pid = there.peekitem(place)[1].forward.processid if rest < 0 else tails[rest]
             if (each := self._begun(pid, peerid)) is not None:
                 follow = progress.follow_of(pid, each)
                 room += progress.weight_of(follow)
@@ -122,8 +145,8 @@ class UpdateConsumer:
                     break
                 follows.append(follow)
             looked += 1
-        whole = looked == len(pids)
-        self._turns[peerid] = 0 if whole else start + looked
+        whole = looked == count
+        self._turns[peerid] = 0 if whole else (start + looked) % count
         return follows, whole, wait if whole else min(wait, _TURN)
 
     def _begun(self, pid: str, peerid: str) -> FollowState | None:

@@ -154,18 +154,19 @@ class PeerIndex(dict[str, PeerState]):
     def __init__(self, known: Mapping[str, PeerState]) -> None:
         super().__init__(known)
         self._roots: dict[str, str] = {}
+        self._others: dict[str, list[str]] = {}
         for entry in known.values():
             self.index(entry.peer)
 
     def index(self, peer: Peer) -> None:
         """Index a peer under its other ids, and under no id that it no longer has."""
-        ids = peer.ids
-        for each in [each for each, root in self._roots.items() if root == peer.id]:
-            if each not in ids:
+        for each in self._others.pop(peer.id, ()):
+            if self._roots.get(each) == peer.id:
                 del self._roots[each]
-        for each in ids:
-            if each != peer.id:
-                self._roots[each] = peer.id
+        others = [each for each in peer.ids if each != peer.id]
+        if others:
+            self._others[peer.id] = others
+            self._roots.update(dict.fromkeys(others, peer.id))
 
     def root(self, peerid: str) -> str:
         """Return the id under which a peer is kept."""

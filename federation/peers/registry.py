@@ -118,7 +118,8 @@ class Peers:
         """
         items, _ = await self.client.range_all(self.keys.peers)
         for item in items:
-            self._adopt(unpack(item.value, Peer), item.mod_revision)
+            if item.mod_revision > self._revision(item.key.removeprefix(self.keys.peers)):
+                self._adopt(unpack(item.value, Peer), item.mod_revision)
 
     def _revision(self, peerid: str) -> int:
         entry = self.known.get(peerid)

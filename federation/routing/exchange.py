@@ -34,7 +34,8 @@ from node.tasks.sync import WakeUp, WakeUps
 
 _AGAIN = 25.0  # seconds after which an unchanged statement is sent again
 _LEAST = 3.0  # seconds between two statements to one peer
-_AWAY = 60.0  # seconds until the next try at a peer that was not reached
+_AWAY = 60.0  # seconds until the next try after a failure
+_GONE = 300.0  # ... at a peer that was not reached, unless a probe reaches it first
 _OLD = 300.0  # ... or that knows no statements
 _FRESH = 1.0  # seconds that a snapshot of our capacity is used
 
@@ -195,6 +196,6 @@ class Exchange:
                 log.info("peer tells nothing", peer=connection.id, code=error.code)
                 return _OLD if error.code == "not_found" else _AWAY
             log.debug("no statement", peer=connection.id, error=error)
-            return _AWAY
+            return _GONE if connection.failed(error) else _AWAY
         self._remember(connection.id, said)
         return 0.0

@@ -190,15 +190,16 @@ class Federation:
         self.peer_sessions = PeerSessions(
             self.connections,
             self.connection_to,
-            [
+            [self._probe_forever],
+            later=[
                 self.sender.send_forever,
                 self.outcome_poller.poll_forever,
                 self.channel_sender.send_forever,
-                self._probe_forever,
                 self._exchange_forever,
                 self._gossip_forever,
                 self._collect_forever,
             ],
+            needed=self._needed,
         )
         self.hooks = NodeExtension(
             home=home_name,
@@ -373,10 +374,17 @@ class Federation:
             self.exchange.forget(peerid)
             self.gossip.forget(peerid)
             self.mailbox.forget(peerid)
-        self.gossip.look()
+        self.gossip.look(peerid)
         if self.peers.state(peerid) == BLOCKED:
             self.inbox.outcome_queue.blocked(peerid)
             self.revocation.begin()
+
+    async def _needed(self, connection: PeerConnection) -> None:
+        """Return once a peer is reached, or there is something for it, or we poll its mailbox."""
+        wakeup = self.outbox.wakeup(connection.id).event
+        polled = self.reachability.polled(connection.id)
+        if not self.outbox.outstanding(connection.id) and not polled.is_set():
+            await wakeup.wait()
 
     async def _probe_forever(self, connection: PeerConnection) -> None:
         await self.prober.probe_forever(connection)

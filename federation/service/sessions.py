@@ -22,12 +22,15 @@ from node.tasks.containment import contained, keep_going
 class PeerSessions:
     """Runs `tasks` for each peer over a connection that `connection_to` makes.
 
-    `connections` holds these connections. Tasks start only between `open` and `close`.
+    Tasks of `later` start once `needed` returns: a thousand peers may be away for long.
+    `connections` holds the connections. Tasks start only between `open` and `close`.
     """
 
     connections: dict[str, PeerConnection]
     connection_to: Callable[[PeerState], PeerConnection]
     tasks: Sequence[Callable[[PeerConnection], Awaitable[None]]]
+    later: Sequence[Callable[[PeerConnection], Awaitable[None]]] = ()
+    needed: Callable[[PeerConnection], Awaitable[None]] | None = None
     _nursery: trio.Nursery | None = None
     _scopes: dict[str, trio.CancelScope] = field(default_factory=dict)
 
@@ -73,10 +76,21 @@ class PeerSessions:
             try:
                 with scope:
                     async with trio.open_nursery() as nursery:
-                        for task in self.tasks:
-                            name = f"{task.__name__} of {connection.id[:12]}"
-                            nursery.start_soon(keep_going, name, partial(task, connection))
+                        self._start(nursery, connection, self.tasks)
+                        if self.needed is not None:
+                            await self.needed(connection)
+                        self._start(nursery, connection, self.later)
             finally:
                 if self.connections.get(connection.id) is connection:
                     del self.connections[connection.id]
                 await connection.close()
+
+    @staticmethod
+    def _start(
+        nursery: trio.Nursery,
+        connection: PeerConnection,
+        tasks: Sequence[Callable[[PeerConnection], Awaitable[None]]],
+    ) -> None:
+        for task in tasks:
+            name = f"{task.__name__} of {connection.id[:12]}"
+            nursery.start_soon(keep_going, name, partial(task, connection))

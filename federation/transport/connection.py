@@ -186,6 +186,16 @@ class PeerConnection:
         quiet = self.signer.clock.seconds - self.entry.lastseen > _HEARD or bool(self.entry.error)
         return quiet and self.guide.around() is not None
 
+    def failed(self, error: Exception) -> bool:
+        """Note an error. Return whether the peer was not reached; then a probe tells of its return.
+
+        The next hello that succeeds after a noted error is that return.
+        """
+        if not isinstance(error, Unsent):
+            return False
+        self.entry.error = str(error)
+        return True
+
     async def _forget(self) -> None:
         http, self._http = self._http, None
         if http is not None:

@@ -12,7 +12,8 @@ import trio.testing
 
 from federation.forward import machine
 from federation.forward.machine import Forward
-from federation.outbox.outbox import Outbox, OutboxEntry
+from federation.outbox.entries import OutboxEntry
+from federation.outbox.outbox import Outbox
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Get, Txn

@@ -12,8 +12,9 @@ import trio
 from trio.testing import MockClock
 
 from federation.forward.machine import Forward
+from federation.outbox.entries import OutboxEntry
 from federation.outbox.files import FileTransfer
-from federation.outbox.outbox import Outbox, OutboxEntry
+from federation.outbox.outbox import Outbox
 from federation.peers.context import Context
 from federation.peers.keys import Keys
 from federation.peers.owncard import OwnCard

@@ -10,7 +10,8 @@ import pytest
 
 from federation.forward import machine
 from federation.forward.machine import Effect, Forward
-from federation.outbox.outbox import Outbox, OutboxEntry
+from federation.outbox.entries import OutboxEntry
+from federation.outbox.outbox import Outbox
 from federation.wire.refusals import Proof
 from node.etcd.txn import Delete, Op
 from node.processes.extension import Addition
