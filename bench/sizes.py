@@ -29,6 +29,7 @@ from typing import Any
 
 from bench.daemon import BenchError, Daemon, child_called
 from bench.load import Line, Reply, Script, cpu_seconds, drive, message
+from node.host.config import QuotasConfig
 from node.host.keys import PrivateKey, read_key
 
 SIZES = (300, 3_000, 30_000)
@@ -193,7 +194,7 @@ def _cron(world: World, number: int) -> Script:
 
 @fills("generators", FEW)
 def _generator(world: World, number: int) -> Script:
-    generator = {"colonyname": COLONY, "name": f"g{number}", "trigger": 10**9}
+    generator = {"colonyname": COLONY, "name": f"g{number}", "trigger": 10_000}
     generator["workflowspec"] = world.workflow()
     made = (yield world.say("user", "addgeneratormsg", generator=generator)).value()
     world.made.setdefault("generator", str(made["generatorid"]))
@@ -452,17 +453,32 @@ ROWS = (
     _row("getcoloniesmsg", "all", "server", home=False),
 )
 # Calls that read one thing by its key, or a few counters.
-SINGLE = frozenset(
-    f"get{name}msg"
-    for name in (
-        "serverinfo cluster colony user userbyid location executor executorbyid pausestatus"
-        " attribute cron blueprint blueprintdefinition nodestatus clock"
-    ).split()
-)
+SINGLE = {
+    "getserverinfomsg",
+    "getclustermsg",
+    "getcolonymsg",
+    "getusermsg",
+    "getuserbyidmsg",
+    "getlocationmsg",
+    "getexecutormsg",
+    "getexecutorbyidmsg",
+    "getpausestatusmsg",
+    "getattributemsg",
+    "getcronmsg",
+    "getblueprintmsg",
+    "getblueprintdefinitionmsg",
+    "getnodestatusmsg",
+    "getclockmsg",
+}
 # Calls about other colonies: there are few, and `bench.forwards` measures what passes between them.
-ELSEWHERE = frozenset(
-    f"get{name}msg" for name in "peers peer invitations forward origin routes".split()
-)
+ELSEWHERE = {
+    "getpeersmsg",
+    "getpeermsg",
+    "getinvitationsmsg",
+    "getforwardmsg",
+    "getoriginmsg",
+    "getroutesmsg",
+}
 
 
 # -- measuring -------------------------------------------------------------------------------------
@@ -543,7 +559,8 @@ def table(costs: dict[tuple[str, str], list[Cost]], sizes: Sequence[int]) -> Ite
 
 def run(place: Path, sizes: Sequence[int], only: Sequence[str]) -> Iterator[str]:
     """Fill a daemon and measure; return the report as lines. Raises BenchError."""
-    daemon = Daemon(place / "home", **_WITHOUT_QUOTAS)
+    quotas = (f"COLONYD_QUOTAS__{name.upper()}" for name in QuotasConfig.__struct_fields__)
+    daemon = Daemon(place / "home", **dict.fromkeys(quotas, "0"))
     daemon.home.mkdir(mode=0o700)
     daemon.init()
     costs: dict[tuple[str, str], list[Cost]] = {}
@@ -568,15 +585,6 @@ def run(place: Path, sizes: Sequence[int], only: Sequence[str]) -> Iterator[str]
     finally:
         daemon.stop()
     yield from table(costs, sizes)
-
-
-_QUOTAS = (
-    "member_processes colony_processes member_crons colony_crons member_generators"
-    " colony_generators generator_packs executor_functions colony_executors colony_users"
-    " colony_definitions colony_blueprints colony_locations colony_files colony_snapshots"
-    " process_logs"
-).split()
-_WITHOUT_QUOTAS = {f"COLONYD_QUOTAS__{name.upper()}": "0" for name in _QUOTAS}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
