@@ -19,6 +19,7 @@ import selectors
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ from node.host.keys import PrivateKey, read_key, sign_payload
 Script = Generator[bytes, "Reply", None]
 
 EXECUTORS = 32
+DIFFERENT = 4096  # requests that differ; more than a server may remember
 REPLY_TIMEOUT = 60.0  # seconds without any reply at all before the run is given up
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -242,8 +244,14 @@ class Load:
             self._call(
                 message("approveexecutormsg", owner, colonyname=self.colony, executorname=name)
             )
-        # Signatures are deterministic and carry no time, so these bytes serve for ever.
-        self.submit = [message("submitfuncspecmsg", key, spec=self._spec()) for key in self.keys]
+        # Signatures are deterministic and carry no time, so these bytes serve for ever. A client
+        # that polls sends the same again and again; one that submits hardly ever does.
+        self._submits = [
+            message("submitfuncspecmsg", self.keys[number % EXECUTORS], spec=self._spec(number))
+            for number in range(DIFFERENT)
+        ]
+        self._turn = 0
+        self.ids: deque[str] = deque(maxlen=DIFFERENT)  # of processes that were submitted last
         self.assign = [
             message(
                 "assignprocessmsg",
@@ -256,11 +264,16 @@ class Load:
             for key in self.keys
         ]
 
-    def _spec(self) -> dict[str, object]:
+    def submit(self) -> bytes:
+        """Return the next submission."""
+        self._turn += 1
+        return self._submits[self._turn % DIFFERENT]
+
+    def _spec(self, number: int) -> dict[str, object]:
         return {
             "nodename": "",
             "funcname": "echo",
-            "args": ["hello", "x" * 200],
+            "args": [f"hello {number}", "x" * 200],
             "kwargs": {},
             "priority": 0,
             "maxwaittime": -1,
@@ -322,28 +335,31 @@ class Load:
 
         def script(number: int) -> Script:
             for _ in tickets:
+                request = self.submit()
                 begun = time.perf_counter()
-                (yield self.submit[number]).value()
+                process = (yield request).value()
                 meter.rounds.append(time.perf_counter() - begun)
+                self.ids.append(str(process["processid"]))
 
         self._run(clients, script)
         self.submitted += len(meter.rounds)
         return meter.report(step)
 
     def reads(self, step: str, clients: int, tickets: Iterator[object]) -> dict[str, object]:
-        """Read 64 different processes by their ids, with requests that are signed beforehand."""
-        requests = []
-        for number in range(64):
-            process = self._call(self.submit[number % EXECUTORS])
-            self.submitted += 1
-            key = self.keys[number % EXECUTORS]
-            requests.append(message("getprocessmsg", key, processid=process["processid"]))
+        """Read different processes by their ids, with requests that are signed beforehand."""
+        if not self.ids:
+            raise RuntimeError(f"{step}: submit some before")
+        requests = [
+            message("getprocessmsg", self.keys[number % EXECUTORS], processid=processid)
+            for number, processid in enumerate(self.ids)
+        ]
         meter = Meter(self.pids)
 
         def script(number: int) -> Script:
             for turn, _ in enumerate(tickets):
+                request = requests[(number + turn * clients) % len(requests)]
                 begun = time.perf_counter()
-                (yield requests[(number + turn) % len(requests)]).value()
+                (yield request).value()
                 meter.rounds.append(time.perf_counter() - begun)
 
         self._run(clients, script)
@@ -356,7 +372,7 @@ class Load:
         def script(number: int) -> Script:
             for _ in tickets:
                 begun = time.perf_counter()
-                (yield self.submit[number]).value()
+                (yield self.submit()).value()
                 process = (yield self.assign[number]).value()
                 (yield self._close(number, process)).value()
                 meter.rounds.append(time.perf_counter() - begun)
@@ -377,7 +393,7 @@ class Load:
             worker.send(self.assign[0])
             time.sleep(pause)
             begun = time.perf_counter()
-            sender.send(self.submit[1])
+            sender.send(self.submit())
             while (assigned := worker.receive()) is None:
                 pass
             meter.rounds.append(time.perf_counter() - begun)
@@ -396,6 +412,7 @@ class Load:
                 message("removeallprocessesmsg", self.owner, colonyname=self.colony, state=0)
             )
             self.submitted = self.closed
+            self.ids.clear()
         return self.submits(step, 16, iter(range(depth - self.depth())))
 
     def depth(self) -> int:

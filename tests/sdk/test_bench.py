@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bench import run, sizes
+from bench import raw, run, sizes
 from bench.load import Line
 from bench.sizes import Cost, is_marked
 from cli.ops.rpc import all_calls
@@ -94,7 +94,7 @@ def test_what_is_wanted(
 
 def test_the_raw_limit_is_of_as_many_transactions() -> None:
     limits = {
-        name: run.raw.Raw(rate=3000, p50=0.5, client=0, etcd=0)
+        name: raw.Raw(rate=3000, p50=0.5, client=0, etcd=0)
         for name in ("txn@1", "txn@16", "txn@32", "get@16")
     }
     assert run.limit("submit c=16", limits) == 3000
