@@ -1,5 +1,6 @@
-"""Measurements of a running daemon: `run` starts one and prints the table, `load` makes the load.
-`trips` counts the rooms that a call goes through.
+"""Measurements of a running daemon: `run` is the command, and has a section for each of the others:
+`load` makes the load of one server, `raw` is the limit of etcd, `sizes` what calls cost by size.
+`daemon` starts a colonyd. `trips` counts the rooms that a call goes through.
 
 Nothing here is installed; run it from the repository with `scripts/bench`.
 """

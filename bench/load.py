@@ -1,13 +1,17 @@
-"""The load generator, a process of its own: drives one RPC port and writes one JSON line per step.
+"""The load generator, a process of its own: reads names of steps, and writes a JSON line for each.
 
-It starts no daemon and judges no figure; `bench.run` does both. It is one epoll loop over plain
-sockets, since a client that is heavier than the server would measure itself.
+    echo "submit c=16" | python -m bench.load http://127.0.0.1:50080 KEYFILE --pid colonyd=PID
+
+It drives any server that speaks the protocol, starts none and judges no figure; `bench.run` does
+both. It is one epoll loop over plain sockets, since a client that is heavier than the server would
+measure itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import json
 import os
 import secrets
@@ -15,9 +19,11 @@ import selectors
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from node.host.keys import PrivateKey, read_key, sign_payload
 
@@ -25,6 +31,7 @@ from node.host.keys import PrivateKey, read_key, sign_payload
 Script = Generator[bytes, "Reply", None]
 
 EXECUTORS = 32
+DIFFERENT = 4096  # requests that differ; more than a server may remember
 REPLY_TIMEOUT = 60.0  # seconds without any reply at all before the run is given up
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -36,10 +43,14 @@ class Reply:
     status: int
     body: bytes
 
-    def value(self) -> dict[str, object]:
-        """The payload of a successful RPC reply. Raises RuntimeError for any other."""
+    def whole(self) -> None:
+        """Raise RuntimeError for a reply that is no success."""
         if self.status != 200:
             raise RuntimeError(f"status {self.status}: {_payload(self.body) or self.body[:300]!r}")
+
+    def value(self) -> dict[str, object]:
+        """Return the payload of a successful RPC reply. Raises RuntimeError for any other."""
+        self.whole()
         payload = _payload(self.body)
         return payload if isinstance(payload, dict) else {}
 
@@ -54,8 +65,8 @@ def _payload(body: bytes) -> object:
 class Line:
     """One keep-alive connection with at most one request in flight."""
 
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=REPLY_TIMEOUT)
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+        self.socket = socket.create_connection((host, port), timeout=REPLY_TIMEOUT)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._buffer = b""
 
@@ -72,17 +83,28 @@ class Line:
         head, found, rest = self._buffer.partition(b"\r\n\r\n")
         if not found:
             return None
-        length = 0
-        for line in head.lower().split(b"\r\n")[1:]:
-            name, _, text = line.partition(b":")
-            if name == b"content-length":
-                length = int(text)
-            elif name == b"transfer-encoding":
-                raise RuntimeError("chunked replies are not spoken here")
+        status, lower = int(head[9:12]), head.lower() + b"\r\n"
+        if b"\r\ntransfer-encoding: chunked\r\n" in lower:
+            return self._chunked(status, rest)
+        length = int(lower.partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0] or b"0")
         if len(rest) < length:
             return None
         self._buffer = rest[length:]
-        return Reply(int(head[9:12]), rest[:length])
+        return Reply(status, rest[:length])
+
+    def _chunked(self, status: int, rest: bytes) -> Reply | None:
+        """Return a reply in chunks once it is whole: upstream's server sends large ones so."""
+        body: list[bytes] = []
+        while True:
+            size, found, rest = rest.partition(b"\r\n")
+            length = int(size, 16) if found else 0
+            if not found or len(rest) < length + 2:
+                return None
+            if length == 0:
+                self._buffer = rest[2:]
+                return Reply(status, b"".join(body))
+            body.append(rest[:length])
+            rest = rest[length + 2 :]
 
     def call(self, request: bytes) -> Reply:
         """One request and its reply, waiting."""
@@ -142,12 +164,11 @@ class Meter:
         self._cpu = self._read_cpu()
 
     def _read_cpu(self) -> dict[str, float]:
-        return {name: cpu_seconds(pid) for name, pid in self.pids.items()} | {
-            "client": time.process_time()
-        }
+        return cpu_of(self.pids) | {"client": time.process_time()}
 
-    def report(self, step: str, **more: object) -> dict[str, object]:
-        """Print this step's line: rate, percentiles in ms, CPU as parts of one core and ms a round.
+    def report(self, step: str) -> dict[str, object]:
+        """Return this step's line: rate, percentiles in ms, CPU as parts of one core and ms a
+        round.
 
         On a machine that others use, CPU a round still means something when the rate does not.
         """
@@ -155,7 +176,7 @@ class Meter:
         after = self._read_cpu()
         rounds = sorted(self.rounds) or [0.0]
         used = {name: after[name] - before for name, before in self._cpu.items()}
-        line: dict[str, object] = {
+        return {
             "step": step,
             "count": len(self.rounds),
             "rate": len(self.rounds) / elapsed,
@@ -163,10 +184,7 @@ class Meter:
             "p99": percentile(rounds, 0.99) * 1e3,
             "cpu": {name: seconds / elapsed for name, seconds in used.items()},
             "cpu_ms": {name: seconds / len(rounds) * 1e3 for name, seconds in used.items()},
-            **more,
         }
-        print(json.dumps(line), flush=True)
-        return line
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
@@ -183,17 +201,34 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
 
+def cpu_of(pids: dict[str, int]) -> dict[str, float]:
+    """Return the CPU seconds so far of each process and its children, without the children that
+    have a name of their own.
+    """
+    children: dict[int, list[int]] = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(status.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(status.parent.name))
+
+    def whole(pid: int) -> float:
+        below = (child for child in children.get(pid, ()) if child not in pids.values())
+        return cpu_seconds(pid) + sum(map(whole, below))
+
+    return {name: whole(pid) for name, pid in pids.items()}
+
+
 class Load:
     """A colony of its own with 32 executors, and the steps that use it."""
 
-    def __init__(self, port: int, server: PrivateKey, pids: dict[str, int]) -> None:
+    def __init__(self, host: str, port: int, server: PrivateKey, pids: dict[str, int]) -> None:
         self.colony = "bench-" + secrets.token_hex(4)
         self.pids = pids
-        self.lines = [Line(port) for _ in range(EXECUTORS)]
+        self.lines = [Line(port, host) for _ in range(EXECUTORS)]
         self.keys = [PrivateKey.generate() for _ in range(EXECUTORS)]
         self.submitted = 0
         self.closed = 0
-        owner = PrivateKey.generate()
+        self.owner = owner = PrivateKey.generate()
         self._call(
             message("addcolonymsg", server, colony={"colonyid": owner.id, "name": self.colony})
         )
@@ -209,8 +244,14 @@ class Load:
             self._call(
                 message("approveexecutormsg", owner, colonyname=self.colony, executorname=name)
             )
-        # Signatures are deterministic and carry no time, so these bytes serve for ever.
-        self.submit = [message("submitfuncspecmsg", key, spec=self._spec()) for key in self.keys]
+        # Signatures are deterministic and carry no time, so these bytes serve for ever. A client
+        # that polls sends the same again and again; one that submits hardly ever does.
+        self._submits = [
+            message("submitfuncspecmsg", self.keys[number % EXECUTORS], spec=self._spec(number))
+            for number in range(DIFFERENT)
+        ]
+        self._turn = 0
+        self.ids: deque[str] = deque(maxlen=DIFFERENT)  # of processes that were submitted last
         self.assign = [
             message(
                 "assignprocessmsg",
@@ -223,11 +264,16 @@ class Load:
             for key in self.keys
         ]
 
-    def _spec(self) -> dict[str, object]:
+    def submit(self) -> bytes:
+        """Return the next submission."""
+        self._turn += 1
+        return self._submits[self._turn % DIFFERENT]
+
+    def _spec(self, number: int) -> dict[str, object]:
         return {
             "nodename": "",
             "funcname": "echo",
-            "args": ["hello", "x" * 200],
+            "args": [f"hello {number}", "x" * 200],
             "kwargs": {},
             "priority": 0,
             "maxwaittime": -1,
@@ -259,59 +305,85 @@ class Load:
 
     # Steps
 
-    def submits(self, step: str, clients: int, tickets: Iterator[object]) -> None:
-        """Submits from so many clients, one ticket each."""
+    def step(self, name: str, seconds: float) -> dict[str, object]:
+        """Run a step by its name; return what was measured.
+
+        The steps: `submit c=N` from N clients, `getprocess c=N`, `cycle E=N depth=D` of N
+        executors, `wait D` until D processes wait, and `hand-over`.
+        """
+        kind, *given = name.split()
+        width = int(given[0].partition("=")[2] or given[0]) if given else 1
+        tickets = for_seconds(seconds)
+        if kind == "submit":
+            line = self.submits(name, width, tickets)
+        elif kind == "getprocess":
+            line = self.reads(name, width, tickets)
+        elif kind == "cycle":
+            line = self.cycles(name, width, tickets)
+        elif kind == "wait":
+            line = self.wait(name, width)
+        elif kind == "hand-over":
+            line = self.hand_overs(name, rounds=max(50, int(seconds * 40)), pause=0.02)
+        else:
+            raise RuntimeError(f"{name}: no such step")
+        self.check()
+        return line
+
+    def submits(self, step: str, clients: int, tickets: Iterator[object]) -> dict[str, object]:
+        """Submit from so many clients, one ticket each."""
         meter = Meter(self.pids)
 
         def script(number: int) -> Script:
             for _ in tickets:
+                request = self.submit()
                 begun = time.perf_counter()
-                (yield self.submit[number]).value()
+                process = (yield request).value()
                 meter.rounds.append(time.perf_counter() - begun)
+                self.ids.append(str(process["processid"]))
 
         self._run(clients, script)
         self.submitted += len(meter.rounds)
-        meter.report(step)
+        return meter.report(step)
 
-    def reads(self, step: str, clients: int, tickets: Iterator[object]) -> None:
-        """`getprocess` of 64 different processes, requests signed beforehand."""
-        requests = []
-        for number in range(64):
-            process = self._call(self.submit[number % EXECUTORS])
-            self.submitted += 1
-            key = self.keys[number % EXECUTORS]
-            requests.append(message("getprocessmsg", key, processid=process["processid"]))
+    def reads(self, step: str, clients: int, tickets: Iterator[object]) -> dict[str, object]:
+        """Read different processes by their ids, with requests that are signed beforehand."""
+        if not self.ids:
+            raise RuntimeError(f"{step}: submit some before")
+        requests = [
+            message("getprocessmsg", self.keys[number % EXECUTORS], processid=processid)
+            for number, processid in enumerate(self.ids)
+        ]
         meter = Meter(self.pids)
 
         def script(number: int) -> Script:
             for turn, _ in enumerate(tickets):
+                request = requests[(number + turn * clients) % len(requests)]
                 begun = time.perf_counter()
-                (yield requests[(number + turn) % len(requests)]).value()
+                (yield request).value()
                 meter.rounds.append(time.perf_counter() - begun)
 
         self._run(clients, script)
-        meter.report(step)
+        return meter.report(step)
 
-    def cycles(self, step: str, executors: int, tickets: Iterator[object]) -> None:
-        """Whole cycles: each executor submits, is assigned and closes, so the depth stays."""
+    def cycles(self, step: str, executors: int, tickets: Iterator[object]) -> dict[str, object]:
+        """Run whole cycles: each executor submits, is assigned and closes, so the depth stays."""
         meter = Meter(self.pids)
 
         def script(number: int) -> Script:
             for _ in tickets:
                 begun = time.perf_counter()
-                (yield self.submit[number]).value()
+                (yield self.submit()).value()
                 process = (yield self.assign[number]).value()
                 (yield self._close(number, process)).value()
                 meter.rounds.append(time.perf_counter() - begun)
 
-        depth = self.depth()
         self._run(executors, script)
         self.submitted += len(meter.rounds)
         self.closed += len(meter.rounds)
-        meter.report(step, depth=depth)
+        return meter.report(step)
 
-    def hand_overs(self, step: str, rounds: int, pause: float) -> None:
-        """From before a submit is sent until a waiting executor holds the process.
+    def hand_overs(self, step: str, rounds: int, pause: float) -> dict[str, object]:
+        """Time from before a submit is sent until a waiting executor holds the process.
 
         `pause` (seconds) lets the executor's long poll arrive first: it has no sign of its own.
         """
@@ -321,7 +393,7 @@ class Load:
             worker.send(self.assign[0])
             time.sleep(pause)
             begun = time.perf_counter()
-            sender.send(self.submit[1])
+            sender.send(self.submit())
             while (assigned := worker.receive()) is None:
                 pass
             meter.rounds.append(time.perf_counter() - begun)
@@ -331,31 +403,20 @@ class Load:
             worker.call(self._close(0, assigned.value())).value()
         self.submitted += rounds
         self.closed += rounds
-        meter.report(step)
+        return meter.report(step)
 
-    def drain(self, leave: int) -> None:
-        """Close processes until only `leave` wait."""
-        excess = iter(range(max(0, self.depth() - leave)))
-        closed = 0
-
-        def script(number: int) -> Script:
-            nonlocal closed
-            for _ in excess:
-                process = (yield self.assign[number]).value()
-                (yield self._close(number, process)).value()
-                closed += 1
-
-        self._run(EXECUTORS, script)
-        self.closed += closed
-
-    def fill(self, depth: int) -> None:
-        """Submit until `depth` processes wait."""
-        missing = depth - self.depth()
-        if missing > 0:
-            self.submits(f"fill to {depth}", 16, iter(range(missing)))
+    def wait(self, step: str, depth: int) -> dict[str, object]:
+        """Submit until `depth` processes wait; remove all that wait when there are more."""
+        if self.depth() > depth:
+            self._call(
+                message("removeallprocessesmsg", self.owner, colonyname=self.colony, state=0)
+            )
+            self.submitted = self.closed
+            self.ids.clear()
+        return self.submits(step, 16, iter(range(depth - self.depth())))
 
     def depth(self) -> int:
-        """How many must be waiting now by our own count."""
+        """Return how many must be waiting now by our own count."""
         return self.submitted - self.closed
 
     def check(self) -> None:
@@ -372,8 +433,7 @@ class Load:
         }
         got = {name: said.get(name) for name in want}
         if got != want:
-            raise RuntimeError(f"the daemon counts {got}, the load {want}")
-        print(json.dumps({"step": "check", "counts": got}), flush=True)
+            raise RuntimeError(f"the server counts {got}, the load {want}")
 
 
 def for_seconds(seconds: float) -> Iterator[object]:
@@ -384,37 +444,25 @@ def for_seconds(seconds: float) -> Iterator[object]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run all steps against a port."""
+    """Run the steps that are named on standard input."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("port", type=int)
-    parser.add_argument("server_key", type=Path, help="file with the server owner's key")
+    parser.add_argument("url", help="such as http://127.0.0.1:50080")
+    parser.add_argument("key", help="the key of the server's owner, or the file with it")
     parser.add_argument("--pid", action="append", default=[], help="NAME=PID whose CPU to report")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each timed step")
-    parser.add_argument("--depths", type=int, nargs="*", default=[100, 10_000])
     options = parser.parse_args(arguments)
     pids = {name: int(pid) for name, _, pid in (text.partition("=") for text in options.pid)}
-
-    def tickets() -> Iterator[object]:
-        return for_seconds(options.seconds)
-
-    load = Load(options.port, read_key(options.server_key), pids)
-    load.hand_overs("hand-over", rounds=max(50, int(options.seconds * 40)), pause=0.02)
-    load.submits("submit c=1", 1, tickets())
-    load.submits("submit c=16", 16, tickets())
-    load.reads("getprocess c=1", 1, tickets())
-    load.reads("getprocess c=16", 16, tickets())
-    load.check()
-    for depth in options.depths:
-        load.drain(depth)
-        load.fill(depth)
-        for executors in (1, 8, 32):
-            load.cycles(f"cycle E={executors} depth={depth}", executors, tickets())
-        load.check()
+    place = urlsplit(options.url)
+    file = Path(options.key)
+    key = read_key(file) if file.exists() else PrivateKey.from_hex(options.key)
+    load = Load(place.hostname or "127.0.0.1", place.port or 80, key, pids)
+    for name in sys.stdin:
+        print(json.dumps(load.step(name.strip(), options.seconds)), flush=True)
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         print(f"load: {type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(1)

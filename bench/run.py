@@ -1,19 +1,23 @@
-"""Starts a daemon of its own, has `bench.load` load it, and prints a table with ratios.
+"""Measures a daemon of its own, beside the raw limit of etcd and, if asked, an upstream server.
 
-The load and its clock are in `load`; here are the daemon, the raw etcd figure and the judgement.
+    scripts/bench                                      everything; --quick: less of everything
+    scripts/bench --only load                          one section; of `load`, `sizes` and others
+    scripts/bench --upstream http://127.0.0.1:51080 --key KEY --upstream-pid server=PID
+
+Section `load` is the table of rates: each step is run against colonyd and then against upstream's
+server, by the same code (`bench.load`). The other sections are modules with a command line of their
+own. Here are the order of things and the judgement.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import importlib.util
 import json
 import math
 import os
 import platform
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,348 +26,265 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
 
-from bench.load import cpu_seconds
-from node.etcd.client import open_client
-from node.etcd.txn import Absent, Put, Txn
-from node.etcdserver.supervisor import supervise
+from bench import raw
+from bench.daemon import BenchError, Daemon, child_called, filesystem, resident
 
-START_TIMEOUT = 60.0  # seconds
-STOP_TIMEOUT = 40.0  # seconds
-RAW_TASKS = 32
-VALUE = b"v" * 1024
-
-# The upstream Go server (February 2026, PostgreSQL 15, fsync on) on a two-core machine, the faster
-# of its two settings each time; ratios mean something on a machine like that one only.
-UPSTREAM = {
-    "hand-over": 6.7,  # ms p50
-    "submit c=1": 378.0,
-    "submit c=16": 986.0,
-    "getprocess c=1": 587.0,
-    "getprocess c=16": 1649.0,
-    "cycle E=1": 86.0,
-    "cycle E=8": 214.0,
-    "cycle E=32": 224.0,
+ROOT = Path(__file__).resolve().parent.parent
+# Modules that measure other things than rates: `python -m bench.NAME [--quick] --dir DIR`.
+SECTIONS = {
+    "sizes": "cost of each call that lists or assigns, at three sizes",
+    "forwards": "processes between two nodes",
+    "resting": "memory, start, wake-ups and bytes written",
 }
-# What we ask of ourselves beside those: at least so many times (hand-over: at most so many ms).
-BAR = {"submit": 3.0, "getprocess": 3.0, "cycle": 5.0}
-HAND_OVER_BAR = 2.5  # ms p50
-RSS_BAR = 80.0  # MiB
+# What we ask of ourselves: so many times upstream's rate in the same run, ...
+TIMES = {
+    "submit c=1": 3.5,
+    "submit c=16": 6.0,
+    "cycle E=1 depth=100": 4.5,
+    "cycle E=8 depth=100": 5.5,
+    "cycle E=32 depth=100": 8.0,
+    "getprocess c=1": 3.6,
+    "getprocess c=16": 4.5,
+}
+# ... so much of the rate with 100 waiting processes, ...
+OF_SHALLOW = {10_000: 0.9, 100_000: 0.8}
+# ... and at most so many ms, p50 and p99, and MiB.
+HAND_OVER = (2.4, 5.0)
+RESIDENT = {"at rest": 65.0, "wait 100000": 150.0}
+UPSTREAMS_DEPTH = 10_000  # more takes upstream's server minutes to fill
+Line = dict[str, Any]
 
 
-class BenchError(Exception):
-    """The daemon or the load did not do its part."""
+@dataclass
+class Loaded:
+    """A server under load: the process that makes it, and what each step gave."""
+
+    name: str
+    pids: dict[str, int]
+    maker: subprocess.Popen[str]
+    lines: dict[str, Line]
+
+    @classmethod
+    def begin(cls, name: str, url: str, key: str, seconds: float, pids: dict[str, int]) -> Loaded:
+        """Start the load of a server; it waits for the first step."""
+        command = [sys.executable, "-m", "bench.load", url, key, f"--seconds={seconds}"]
+        command += [f"--pid={each}={pid}" for each, pid in pids.items()]
+        pipe = subprocess.PIPE
+        maker = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT)
+        return cls(name, pids, maker, {})
+
+    def step(self, step: str) -> None:
+        """Run a step. Raises BenchError when it fails."""
+        assert self.maker.stdin is not None
+        assert self.maker.stdout is not None
+        try:
+            self.maker.stdin.write(step + "\n")
+            self.maker.stdin.flush()
+        except OSError:
+            text = ""
+        else:
+            text = self.maker.stdout.readline()
+        if not text:
+            raise BenchError(f"{self.name}, {step}: the load failed, see above")
+        line = json.loads(text)
+        line["resident"] = self.resident()
+        self.lines[step] = line
+        print(".", end="", file=sys.stderr, flush=True)
+
+    def resident(self) -> dict[str, float]:
+        """Return the resident memory of each process, in MiB."""
+        return {name: resident(pid) for name, pid in self.pids.items()}
+
+    def end(self) -> None:
+        """Let the load end."""
+        assert self.maker.stdin is not None
+        self.maker.stdin.close()
+        self.maker.wait()
 
 
-def free_port() -> int:
-    """A TCP port that nobody holds at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def steps(depths: Sequence[int]) -> Iterator[tuple[str, int]]:
+    """Return the steps in order, and how many processes wait during each at least."""
+    for step in ("hand-over", "submit c=1", "submit c=16", "getprocess c=1", "getprocess c=16"):
+        yield step, 0
+    for depth in depths:
+        yield f"wait {depth}", depth
+        for executors in (1, 8, 32) if depth == min(depths) else (8, 32):
+            yield f"cycle E={executors} depth={depth}", depth
 
 
-def resident(pid: int) -> float:
-    """Resident memory of a process, in MiB; NaN when it is gone."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) / 1024
+def limit(step: str, limits: dict[str, raw.Raw]) -> float:
+    """Return the raw limit of a step: rounds a second, or for hand-overs ms; NaN for none."""
+    kind, *given = step.split()
+    width = given[0].partition("=")[2] if given else ""
+    if kind == "submit":
+        return limits[f"txn@{width}"].rate
+    if kind == "cycle":  # submit, assign, close
+        return limits[f"txn@{width}"].rate / 3
+    if kind == "getprocess":
+        return limits[f"get@{width}"].rate
+    if kind == "hand-over":  # submit, assign
+        return limits["txn@1"].p50 * 2
     return math.nan
 
 
-def child_called(pid: int, name: str) -> int | None:
-    """The child of `pid` whose command is `name`."""
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                if Path(f"/proc/{child}/comm").read_text().strip() == name:
-                    return int(child)
-    return None
-
-
-class Daemon:
-    """A real `colonyd` in a home of its own on a free port."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.port = free_port()
-        # A developer's own colony must not leak in.
-        environ = {k: v for k, v in os.environ.items() if not k.startswith("COLON")}
-        self._environ = environ | {
-            "COLONYD_HOME": str(home),
-            "COLONYD_RPC__HOST": "127.0.0.1",
-            "COLONYD_RPC__PORT": str(self.port),
-            "COLONYD_FEDERATION__HOST": "127.0.0.1",
-            "COLONYD_FEDERATION__PORT": str(free_port()),
-            "COLONYD_FEDERATION__INTERFACES": "127.0.0.1",
-        }
-        self._programs = Path(sys.executable).parent
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def pid(self) -> int:
-        """The daemon's process id."""
-        assert self._process is not None
-        return self._process.pid
-
-    def init(self) -> None:
-        """`colony init`."""
-        done = subprocess.run(
-            [self._programs / "colony", "init"],
-            env=self._environ,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode != 0:
-            raise BenchError(f"colony init: {done.stderr.strip() or done.stdout.strip()}")
-
-    def start(self) -> float:
-        """Start it; seconds from there until it answers /health with 200."""
-        log = self.home / "colonyd.log"
-        begun = time.perf_counter()
-        with log.open("ab") as stderr:
-            self._process = subprocess.Popen(
-                [self._programs / "colonyd", "--home", self.home],
-                env=self._environ,
-                stdin=subprocess.DEVNULL,
-                stdout=stderr,
-                stderr=stderr,
-            )
-        while not self._healthy():
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-            if self._process.poll() is not None:
-                raise BenchError(f"colonyd left with {self._process.returncode}:\n{tail}")
-            if time.perf_counter() - begun > START_TIMEOUT:
-                raise BenchError(f"colonyd not ready after {START_TIMEOUT:.0f} s:\n{tail}")
-            time.sleep(0.005)
-        return time.perf_counter() - begun
-
-    def _healthy(self) -> bool:
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection(("127.0.0.1", self.port), 1) as s,
-        ):
-            s.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            return s.recv(64).startswith(b"HTTP/1.1 200")
-        return False
-
-    def stop(self) -> float:
-        """SIGTERM and wait; the seconds that took. Kills it when it won't go."""
-        process, self._process = self._process, None
-        if process is None:
-            return 0.0
-        begun = time.perf_counter()
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise BenchError(f"colonyd did not stop within {STOP_TIMEOUT:.0f} s") from None
-        return time.perf_counter() - begun
-
-
-@dataclass(frozen=True)
-class Raw:
-    """What etcd alone does through our client: a second, and CPU in ms a transaction."""
-
-    rate: float
-    client: float
-    etcd: float
-
-
-async def raw_transactions(directory: Path, seconds: float) -> dict[int, Raw]:
-    """Transactions through our client on an idle etcd, by number in flight.
-
-    Each creates one key of 1 KiB if it is absent: the least that a guarded write can be.
-    """
-    found: dict[int, Raw] = {}
-    async with trio.open_nursery() as nursery:
-        target: str = await nursery.start(partial(supervise, directory, quota_bytes=2 << 30))
-        etcd = int((directory / "etcd.pid").read_text().split()[0])
-        async with open_client(target) as client:
-            for tasks in (1, RAW_TASKS):
-                numbers = iter(range(1 << 40))
-                end = time.perf_counter() + seconds
-
-                async def writer(
-                    width: int = tasks, numbers: Iterator[int] = numbers, end: float = end
-                ) -> None:
-                    while time.perf_counter() < end:
-                        key = f"/raw/{width}/{next(numbers):012d}"
-                        done = await client.commit(Txn([Absent(key)], [Put(key, VALUE)]))
-                        if not done.succeeded:
-                            raise BenchError(f"{key}: not written")
-
-                begun, own, other = time.perf_counter(), time.process_time(), cpu_seconds(etcd)
-                async with trio.open_nursery() as writers:
-                    for _ in range(tasks):
-                        writers.start_soon(writer)
-                count = next(numbers)
-                found[tasks] = Raw(
-                    count / (time.perf_counter() - begun),
-                    (time.process_time() - own) / count * 1e3,
-                    (cpu_seconds(etcd) - other) / count * 1e3,
-                )
-        nursery.cancel_scope.cancel()
-    return found
-
-
-def load(daemon: Daemon, seconds: float, depths: Sequence[int]) -> list[dict[str, object]]:
-    """Run the load in a process of its own; its lines, shown as they come."""
-    etcd = child_called(daemon.pid, "etcd")
-    command = [
-        sys.executable,
-        "-m",
-        "bench.load",
-        str(daemon.port),
-        str(daemon.home / "keys" / "server.key"),
-        f"--seconds={seconds}",
-        f"--pid=colonyd={daemon.pid}",
-        *([f"--pid=etcd={etcd}"] if etcd else []),
-        "--depths",
-        *map(str, depths),
-    ]
-    lines: list[dict[str, object]] = []
-    root = Path(__file__).resolve().parent.parent
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as process:
-        assert process.stdout is not None
-        for text in process.stdout:
-            line: dict[str, object] = json.loads(text)
-            if line["step"] != "check":
-                lines.append(line)
-                print(".", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    if process.returncode != 0:
-        raise BenchError(f"the load failed with {process.returncode}, see above")
-    return lines
-
-
-def judge(line: dict[str, object]) -> tuple[float | None, str]:
-    """Ratio to upstream (more is better) and the verdict against our bar, for one step."""
-    step = str(line["step"])
-    upstream = UPSTREAM.get(step.partition(" depth=")[0])
-    if upstream is None:
-        return None, ""
+def judge(step: str, ours: dict[str, Line], theirs: dict[str, Line]) -> tuple[str, bool | None]:
+    """Return what is wanted of a step, and whether it is reached; None: not to be known."""
+    line = ours[step]
     if step == "hand-over":
-        p50 = float(str(line["p50"]))
-        return upstream / p50, "ok" if p50 <= HAND_OVER_BAR else f"over {HAND_OVER_BAR} ms"
-    ratio = float(str(line["rate"])) / upstream
-    want = BAR[step.partition(" ")[0]]
-    return ratio, "ok" if ratio >= want else f"under {want:.0f}x"
+        p50, p99 = HAND_OVER
+        return f"{p50}/{p99:.0f} ms", line["p50"] <= p50 and line["p99"] <= p99
+    if step in TIMES:
+        times = TIMES[step]
+        reached = line["rate"] >= times * theirs[step]["rate"] if step in theirs else None
+        return f"{times}x", reached
+    kind, _, depth = step.partition(" depth=")
+    shallow = ours.get(f"{kind} depth=100")
+    if depth and int(depth) in OF_SHALLOW and shallow is not None:
+        share = OF_SHALLOW[int(depth)]
+        return f"{100 * share:.0f} % of 100", line["rate"] >= share * shallow["rate"]
+    return "", None
 
 
-def table(lines: Sequence[dict[str, object]]) -> Iterator[str]:
-    """The steps as text: the client's CPU in percent of one core, the others' in ms a round."""
+def verdict(reached: bool | None) -> str:
+    """Return a word for whether a figure is reached."""
+    return "" if reached is None else "yes" if reached else "NO"
+
+
+def table(
+    ours: dict[str, Line], theirs: dict[str, Line], limits: dict[str, raw.Raw]
+) -> Iterator[str]:
+    """Return the steps as lines: of hand-overs, rates are p50/p99 in ms."""
     yield (
-        f"{'step':26}{'rate/s':>9}{'p50 ms':>9}{'p99 ms':>9}{'client':>8}{'colonyd':>9}"
-        f"{'etcd':>7}{'upstream':>10}{'ratio':>7}  bar"
+        f"{'step':24}{'colonyd':>10}{'upstream':>10}{'ratio':>7}{'wanted':>13} {'':4}"
+        f"{'raw':>8}{'of raw':>8}{'p50':>8}{'p99':>8}  CPU ms: client, colonyd, etcd"
     )
-    for line in lines:
-        cpu, cpu_ms = line["cpu"], line["cpu_ms"]
-        assert isinstance(cpu, dict)
-        assert isinstance(cpu_ms, dict)
-        upstream = UPSTREAM.get(str(line["step"]).partition(" depth=")[0])
-        ratio, verdict = judge(line)
-        own, etcd = cpu_ms.get("colonyd", math.nan), cpu_ms.get("etcd", math.nan)
-        # Hand-overs are paced by the bench, so their rate says nothing.
-        rate = "" if line["step"] == "hand-over" else f"{line['rate']:.0f}"
+    for step, line in ours.items():
+        other = theirs.get(step)
+        most = limit(step, limits)
+        if step == "hand-over":
+            rate, beside = (f"{x['p50']:.1f}/{x['p99']:.1f}" if x else "" for x in (line, other))
+            ratio = other["p50"] / line["p50"] if other else math.nan
+            share = most / line["p50"]
+        else:
+            rate, beside = (f"{x['rate']:.0f}" if x else "" for x in (line, other))
+            ratio = line["rate"] / other["rate"] if other else math.nan
+            share = line["rate"] / most
+        wanted, reached = judge(step, ours, theirs)
+        cpu = line["cpu_ms"]
+        told = "".join(f"{cpu.get(name, math.nan):7.3f}" for name in ("client", "colonyd", "etcd"))
+        if other:
+            rest = (f"{name} {used:.2f}" for name, used in other["cpu_ms"].items())
+            told += "  upstream: " + ", ".join(rest)
         yield (
-            f"{line['step']:26}{rate:>9}{line['p50']:9.2f}{line['p99']:9.2f}"
-            f"{100 * cpu.get('client', 0):7.0f}%{own:9.2f}{etcd:7.2f}"
-            f"{'' if upstream is None else format(upstream, '.4g'):>10}"
-            f"{'' if ratio is None else format(ratio, '.1f') + 'x':>7}  {verdict}"
-        ).rstrip()
+            f"{step:24}{rate:>10}{beside:>10}{_number(ratio, 'x'):>7}{wanted:>13}"
+            f" {verdict(reached):4}{_number(most):>8}{_number(100 * share, ' %'):>8}"
+            f"{line['p50']:8.2f}{line['p99']:8.2f}{told}"
+        )
 
 
-def filesystem(path: Path) -> str:
-    """Type of the file system below `path`: figures on a tmpfs have no fsync in them."""
-    done = subprocess.run(
-        ["stat", "-f", "-c", "%T", path], capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "unknown"
+def _number(value: float, unit: str = "") -> str:
+    digits = 1 if abs(value) < 20 else 0
+    return "" if math.isnan(value) else f"{value:.{digits}f}{unit}"
 
 
-def measure(place: Path, seconds: float, depths: Sequence[int]) -> dict[str, object]:
-    """The whole run; everything measured, as plain values."""
+def memory(
+    rest: dict[str, float], ours: dict[str, Line], their_rest: dict[str, float]
+) -> Iterator[str]:
+    """Return the lines of resident memory."""
+    seen = {"at rest": rest} | {
+        step: line["resident"] for step, line in ours.items() if step.startswith("wait ")
+    }
+    for step, sizes in seen.items():
+        most = RESIDENT.get(step)
+        told = ", ".join(f"{name} {size:.0f}" for name, size in sizes.items())
+        wanted = f" (wanted: {most:.0f}, {verdict(sizes['colonyd'] <= most)})" if most else ""
+        beside = ", ".join(f"{name} {size:.0f}" for name, size in their_rest.items())
+        end = f"; upstream: {beside}" if beside and step == "at rest" else ""
+        yield f"resident, MiB, {step}: {told}{wanted}{end}"
+
+
+def measure(place: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Run the load; return everything measured, as plain values."""
     (place / "raw").mkdir(mode=0o700)
-    raw = trio.run(raw_transactions, place / "raw", seconds)
+    limits = trio.run(raw.measure, place / "raw", min(options.seconds, 3.0))
     daemon = Daemon(place / "home")
     daemon.home.mkdir(mode=0o700)
     daemon.init()
+    loads: list[Loaded] = []
+    begin = partial(Loaded.begin, seconds=options.seconds)
     try:
         first_start = daemon.start()
         time.sleep(2)  # at rest: past the imports' and the first listing's garbage
-        rest = resident(daemon.pid)
         etcd = child_called(daemon.pid, "etcd")
-        etcd_rest = resident(etcd) if etcd else math.nan
-        lines = load(daemon, seconds, depths)
-        loaded = resident(daemon.pid)
+        pids = {"colonyd": daemon.pid} | ({"etcd": etcd} if etcd else {})
+        key = str(daemon.home / "keys" / "server.key")
+        ours = begin("colonyd", f"http://127.0.0.1:{daemon.port}", key, pids=pids)
+        loads.append(ours)
+        rest, their_rest = ours.resident(), dict[str, float]()
+        theirs: Loaded | None = None
+        if options.upstream:
+            pids = dict(options.upstream_pid)
+            theirs = begin("upstream", options.upstream, options.key, pids=pids)
+            loads.append(theirs)
+            their_rest = theirs.resident()
+        for step, depth in steps(options.depths):
+            ours.step(step)
+            if theirs is not None and depth <= UPSTREAMS_DEPTH:
+                theirs.step(step)
         stop = daemon.stop()
         restart = daemon.start()
     finally:
+        for each in loads:
+            each.end()
         daemon.stop()
     return {
         "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}, "
         f"{filesystem(place)}",
-        "seconds": seconds,
-        "raw": raw,
-        "steps": lines,
-        "rss": {"rest": rest, "etcd at rest": etcd_rest, "after load": loaded},
+        "seconds": options.seconds,
+        "raw": {name: asdict(limit) for name, limit in limits.items()},
+        "steps": ours.lines,
+        "upstream": theirs.lines if theirs is not None else {},
+        "resident": rest,
+        "resident, upstream": their_rest,
         "start": {"first": first_start, "stop": stop, "again, full": restart},
     }
 
 
-def show(result: dict[str, object]) -> Iterator[str]:
-    """The report as text."""
-    raw, steps, rss, start = (result[name] for name in ("raw", "steps", "rss", "start"))
-    assert isinstance(raw, dict)
-    assert isinstance(steps, list)
-    assert isinstance(rss, dict)
-    assert isinstance(start, dict)
-    yield f"{result['machine']}; {result['seconds']} s a step; CPU in ms a round (client: %)"
+def show(result: dict[str, Any]) -> Iterator[str]:
+    """Return the report as lines."""
+    print(file=sys.stderr)
+    limits = {name: raw.Raw(**each) for name, each in result["raw"].items()}
+    start = result["start"]
+    yield (
+        f"{result['machine']}; {result['seconds']} s a step; rounds a second, of hand-overs p50/p99"
+        " in ms"
+    )
     yield ""
-    yield from table(steps)
+    yield from table(result["steps"], result["upstream"], limits)
     yield ""
-    limit = raw[RAW_TASKS].rate / 3
-    best = max((line["rate"] for line in steps if line["step"].startswith("cycle")), default=0.0)
-    for tasks, alone in raw.items():
+    if not result["upstream"]:
+        yield "The ratios need an upstream server in the same run: --upstream URL --key KEY."
+    for name, alone in limits.items():
         yield (
-            f"etcd alone, our client, {tasks:2} in flight: {alone.rate:.0f} txn/s, "
-            f"CPU {alone.client:.2f} ms here and {alone.etcd:.2f} ms in etcd"
+            f"raw {name:7}{alone.rate:8.0f} a second, p50 {alone.p50:.2f} ms,"
+            f" CPU {alone.client:.3f} ms here and {alone.etcd:.3f} ms in etcd"
         )
-    yield (
-        f"cycles against that limit: {best:.0f} of {limit:.0f} a second = {best / limit:.2f} "
-        f"({'ok' if best >= limit / 3 else 'under a third'})"
-    )
-    yield (
-        f"resident at rest: {rss['rest']:.0f} MiB ({'ok' if rss['rest'] <= RSS_BAR else 'over'}; "
-        f"etcd {rss['etcd at rest']:.0f}), after the load {rss['after load']:.0f}"
-    )
+    yield from memory(result["resident"], result["steps"], result["resident, upstream"])
     yield (
         f"start to ready: {start['first']:.2f} s new, {start['again, full']:.2f} s with all that "
         f"was loaded; stop: {start['stop']:.2f} s"
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=5.0, help="length of each timed step")
-    parser.add_argument("--quick", action="store_true", help="1 s a step, depth 100 only")
-    parser.add_argument("--depths", type=int, nargs="+", default=[100, 10_000])
-    parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="where the stores lie")
-    parser.add_argument("--json", type=Path, help="also write everything to this file")
-    parser.add_argument("--keep", action="store_true", help="leave the home and its log in place")
-    options = parser.parse_args(arguments)
-    seconds, depths = (1.0, [100]) if options.quick else (options.seconds, options.depths)
+def load(options: argparse.Namespace) -> int:
+    """Run the section of rates; return the exit code."""
     place = Path(tempfile.mkdtemp(prefix="cbench-", dir=options.dir))
     try:
-        result = measure(place, seconds, depths)
+        result = measure(place, options)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -373,9 +294,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             shutil.rmtree(place, ignore_errors=True)
     if options.json:
-        options.json.write_text(json.dumps(result, indent=2, default=asdict) + "\n")
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
     print("\n".join(show(result)))
     return 0
+
+
+def section(name: str, options: argparse.Namespace) -> int:
+    """Run another section; return its exit code."""
+    if importlib.util.find_spec(f"bench.{name}") is None:
+        print(f"{name}: there is no bench.{name}")
+        return 0
+    command = [sys.executable, "-m", f"bench.{name}", f"--dir={options.dir}"]
+    command += ["--quick"] if options.quick else []
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of each timed step")
+    parser.add_argument("--quick", action="store_true", help="1 s a step, 100 waiting only")
+    parser.add_argument("--depths", type=int, nargs="+", default=[100, 10_000, 100_000])
+    told = "; ".join(f"{name}: {about}" for name, about in SECTIONS.items())
+    parser.add_argument(
+        "--only", nargs="+", choices=["load", *SECTIONS], metavar="SECTION", help=f"load; {told}"
+    )
+    parser.add_argument("--upstream", metavar="URL", help="a server of upstream's that runs here")
+    parser.add_argument("--key", default="", help="the key of its owner, or the file with it")
+    parser.add_argument(
+        "--upstream-pid",
+        action="append",
+        default=[],
+        type=_named_pid,
+        metavar="NAME=PID",
+        help="a process of it, whose CPU and memory to show",
+    )
+    parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="where the stores lie")
+    parser.add_argument("--json", type=Path, help="also write the load's figures to this file")
+    parser.add_argument("--keep", action="store_true", help="leave the home and its log in place")
+    options = parser.parse_args(arguments)
+    if options.upstream and not options.key:
+        parser.error("--upstream needs --key: the load makes a colony of its own there")
+    if options.quick:
+        options.seconds, options.depths = min(options.seconds, 1.0), [100]
+    failed = 0
+    for name in options.only or ["load", *SECTIONS]:
+        print(f"== {name}", flush=True)
+        failed = (load(options) if name == "load" else section(name, options)) or failed
+    return failed
+
+
+def _named_pid(text: str) -> tuple[str, int]:
+    name, _, pid = text.partition("=")
+    return name, int(pid)
 
 
 if __name__ == "__main__":

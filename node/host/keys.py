@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import coincurve
@@ -72,8 +73,12 @@ class PrivateKey:
         return self._key.sign_recoverable(message)[:64]
 
 
+@lru_cache(maxsize=1024)
 def recover_id(digest: bytes, signature: bytes) -> str:
     """Return the id whose key made the 65-byte `signature` of the 32-byte `digest`.
+
+    The last ones are remembered: a client that polls sends the same bytes, since its signatures
+    are deterministic, and to recover a key takes longer than to read the whole request.
 
     Raises IdentityError for a wrong length, a high s or a signature without a key.
     """

@@ -17,7 +17,7 @@ import trio
 
 from node.host.log import get_logger
 from node.http.delivery import UNTAKEN, Deliveries
-from node.http.fastpath import parse_plain
+from node.http.fastpath import PlainHeads, parse_plain
 from node.http.message import Handler, Request, Response, head
 from node.http.slots import ConnectionSlots, source_of
 
@@ -84,6 +84,7 @@ class ConnectionPool:
         self.idle: dict[Connection, None] = {}
         self.slots = ConnectionSlots(limits, self._is_busy, self.idle)
         self.upgraded: set[Connection] = set()
+        self.plain = PlainHeads()
         self.running: dict[Connection, None] = {}
         self.running_long: dict[Connection, None] = {}
         self.held = 0  # bytes of bodies that are not dealt with
@@ -302,7 +303,7 @@ class Connection:
                 # cancelled at its first await.
                 return None
         limits = self._limits
-        plain = parse_plain(self._ahead, limits.max_header, limits.max_body)
+        plain = parse_plain(self._ahead, limits.max_header, limits.max_body, self._pool.plain)
         if plain is not None:
             method, target, headers, body, end = plain
             self._ahead = self._ahead[end:]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec import inspect
+
 MAX_DEPTH = 64
 # Below these keys null means null: they hold the user's own data, or objects with types for null.
 _OPAQUE = frozenset(
@@ -53,3 +55,47 @@ def prune(value: Any, opaque: frozenset[str] = _OPAQUE) -> Any:
     if isinstance(value, list):
         return [prune(inner, opaque) if type(inner) in _NESTED else inner for inner in value]
     return value
+
+
+def null_is_absent(kind: type) -> bool:
+    """Return whether a struct that is made of a value with nulls equals that of the pruned value,
+    if it can be made at all: then nothing needs to be pruned before.
+    """
+    return _passes(inspect.type_info(kind), _OPAQUE)
+
+
+def _passes(kind: inspect.Type, opaque: frozenset[str]) -> bool:
+    if isinstance(kind, inspect.StructType):
+        return all(
+            field.encode_name in opaque
+            or (
+                # A null for None must be what is there when the key is not.
+                (not _takes_null(field.type) or field.default is None)
+                and _passes(field.type, opaque if field.encode_name != _TYPED else frozenset())
+            )
+            for field in kind.fields
+        )
+    if isinstance(kind, inspect.UnionType):
+        return all(_passes(each, opaque) for each in kind.types)
+    if isinstance(kind, inspect.ListType):
+        return _passes(kind.item_type, opaque)
+    if isinstance(kind, inspect.DictType):
+        return not _takes_null(kind.value_type) and _passes(kind.value_type, opaque)
+    return isinstance(kind, _PLAIN)
+
+
+_PLAIN = (
+    inspect.NoneType,
+    inspect.BoolType,
+    inspect.IntType,
+    inspect.FloatType,
+    inspect.StrType,
+    inspect.EnumType,
+    inspect.LiteralType,
+)
+
+
+def _takes_null(kind: inspect.Type) -> bool:
+    if isinstance(kind, inspect.UnionType):
+        return any(_takes_null(each) for each in kind.types)
+    return isinstance(kind, (inspect.NoneType, inspect.AnyType))

@@ -18,12 +18,15 @@ from __future__ import annotations
 import enum
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import msgspec
+
 from node.etcd.pressure import Need
 from node.model.errors import Denied
+from node.model.json import null_is_absent
 from node.model.types import Executor
 from node.rpc.replay import Once
 
@@ -56,8 +59,7 @@ class Who(enum.Enum):
     BOTH = "approved executor, user or colony owner"
 
 
-@dataclass(frozen=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True, gc=False):
     """The signer of a request. `member` is set for member calls of one colony."""
 
     id: str
@@ -121,6 +123,11 @@ class Call(Generic[R]):
     def __post_init__(self) -> None:
         if self.payloadtype.startswith(("get", "subscribe")):  # upstream's names for reading
             object.__setattr__(self, "need", Need.FREES)
+
+    @cached_property
+    def takes_nulls(self) -> bool:
+        """Return whether a request may be read with its nulls: those of some are pruned before."""
+        return null_is_absent(self.request)
 
     def reads(self, request: R) -> bool:
         """Return whether a request changes nothing, so that a repeat does no harm."""

@@ -6,9 +6,7 @@ calls themselves are in the handler modules.
 
 from __future__ import annotations
 
-import base64
 import binascii
-import dataclasses
 import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
@@ -170,7 +168,7 @@ class Table:
                 # The right and the room in the store may have changed while the call waited.
                 head = RequestHeader(nonce=caller.nonce, issuedat=caller.issued)
                 now = self.authorise(call, caller.id, request, head, Envelope(call.payloadtype))
-                caller = dataclasses.replace(now, submission=caller.submission)
+                caller = msgspec.structs.replace(now, submission=caller.submission)
                 if self.pressure.tight:
                     self._demand_room(call, caller.id)
             if call.heavy is not None and call.heavy(request):
@@ -252,7 +250,8 @@ class Table:
             raise Denied(str(error)) from None
         if call is None:
             raise Denied(f"payloadtype: {envelope.payloadtype[:60]!r} is unknown")
-        return self._judge(call, identity, envelope, parse_payload(envelope.payload), _convert)
+        fields = parse_payload(envelope.payload, nulls=call.takes_nulls)
+        return self._judge(call, identity, envelope, fields, _convert)
 
     async def _admit_large(
         self, call: Call[R] | None, posted: large.RawEnvelope, size: int
@@ -349,16 +348,12 @@ class Table:
             if call.who is Who.SERVER and identity != self.directory.serverid:
                 raise Denied("Access denied: only the server owner may call this")
             return Caller(identity, nonce=head.nonce, submission=submission, issued=head.issuedat)
-        name = call.colony(request)
-        colony = self.directory.colony(name)
-        member = self.directory.member(name, identity, approved=call.who is not Who.LOOSE)
-        owner = colony is not None and colony.colonyid == identity
-        allowed = {
-            Who.OWNER: owner,
-            Who.MEMBER: member is not None,
-            Who.LOOSE: member is not None,
-            Who.BOTH: owner or member is not None,
-        }[call.who]
+        name, who = call.colony(request), call.who
+        member = self.directory.member(name, identity, approved=who is not Who.LOOSE)
+        allowed = member is not None and who is not Who.OWNER
+        if not allowed and (who is Who.OWNER or who is Who.BOTH):
+            colony = self.directory.colony(name)
+            allowed = colony is not None and colony.colonyid == identity
         if not allowed:
             # Clients of upstream look for the first two words.
             raise Denied(
@@ -394,10 +389,12 @@ def decode_envelope(body: bytes) -> Envelope:
         raise Invalid(f"envelope: {error}") from None
 
 
-def parse_payload(payload: str) -> dict[str, Any]:
-    """Return the JSON object inside a base64 payload, pruned. Raises Invalid."""
+def parse_payload(payload: str, *, nulls: bool = False) -> dict[str, Any]:
+    """Return the JSON object inside a base64 payload, pruned unless `nulls` may stay. Raises
+    Invalid.
+    """
     try:
-        text = base64.b64decode(payload, validate=True)
+        text = binascii.a2b_base64(payload, strict_mode=True)
     except (binascii.Error, ValueError):
         raise Invalid("payload: not base64") from None
     try:
@@ -410,12 +407,16 @@ def parse_payload(payload: str) -> dict[str, Any]:
         raise Invalid(f"payload: nested deeper than {MAX_DEPTH}")
     if beyond_float(text, value):
         raise Invalid("payload: a number beyond what a 64-bit float holds")
-    pruned: dict[str, Any] = prune(value) if b"null" in text else value
+    pruned: dict[str, Any] = prune(value) if not nulls and b"null" in text else value
     return pruned
 
 
 def _convert(fields: dict[str, Any], kind: type[R]) -> R:
     try:
         return msgspec.convert(fields, kind)
+    except (msgspec.ValidationError, RecursionError):
+        pass  # it may have a null that is to be pruned
+    try:
+        return msgspec.convert(prune(fields), kind)
     except (msgspec.ValidationError, RecursionError) as error:
         raise Invalid(str(error).replace("`$.", "`")) from None

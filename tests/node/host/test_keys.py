@@ -151,3 +151,19 @@ def test_init_is_idempotent_and_adopts_the_sdks_variables(tmp_path: Path) -> Non
 def test_a_name_that_breaks_keys_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(HomeError, match="colony name"):
         init_home(tmp_path / "h", name, {})
+
+
+def test_bytes_that_were_seen_are_not_recovered_again() -> None:
+    key = PrivateKey.generate()
+    signature = sign_payload(key, "cG9sbA==")
+    assert recover_payload("cG9sbA==", signature) == key.id
+    before = recover_id.cache_info()
+    assert recover_payload("cG9sbA==", signature) == key.id
+    after = recover_id.cache_info()
+    assert (after.hits, after.misses) == (before.hits + 1, before.misses)
+    assert after.maxsize is not None
+    # Any other payload is looked at anew, and what is refused is refused again.
+    assert recover_payload("cG9sbB==", signature) != key.id
+    for _ in range(2):
+        with pytest.raises(IdentityError):
+            recover_payload("cG9sbA==", "00" * 65)

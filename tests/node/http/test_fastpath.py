@@ -7,9 +7,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from node.http.fastpath import parse_plain
+from node.http.fastpath import PlainHeads, parse_plain
 
 MAX_HEADER, MAX_BODY = 4096, 200
+HEADS = PlainHeads()
+
+
+def plain(data: bytes) -> tuple[str, str, dict[str, str], bytes, int] | None:
+    """What the fast reader says, whether it knows the head or not."""
+    read = parse_plain(data, MAX_HEADER, MAX_BODY, PlainHeads())
+    for _ in range(2):
+        assert parse_plain(data, MAX_HEADER, MAX_BODY, HEADS) == read
+    return read
 
 
 def by_h11(data: bytes) -> tuple[str, str, dict[str, str], bytes, int]:
@@ -83,7 +92,7 @@ def test_what_it_reads_h11_reads_too(
     first: bytes, lines: list[tuple[bytes, bytes]], end: bytes, empty: bytes, rest: bytes
 ) -> None:
     data = first + b"".join(ending + line for ending, line in lines) + end + empty + rest
-    read = parse_plain(data, MAX_HEADER, MAX_BODY)
+    read = plain(data)
     if read is not None:
         assert read == by_h11(data)
 
@@ -93,7 +102,7 @@ def test_what_it_reads_h11_reads_too(
 def test_a_byte_changed_anywhere(body: bytes, place: int, other: bytes) -> None:
     data = b"POST /api HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
     data = data[:place] + other + data[place + 1 :]
-    read = parse_plain(data, MAX_HEADER, MAX_BODY)
+    read = plain(data)
     if read is not None:
         assert read == by_h11(data)
 
@@ -104,7 +113,7 @@ def test_what_clients_send_is_read() -> None:
         b"Accept-Encoding: gzip, deflate\r\nAccept: */*\r\nConnection: keep-alive\r\n"
         b"Content-Type: application/json\r\nContent-Length: 4\r\n\r\n"
     )
-    read = parse_plain(head + b"bodyGET", MAX_HEADER, MAX_BODY)
+    read = plain(head + b"bodyGET")
     assert read is not None
     assert read == by_h11(head + b"bodyGET")
     assert read[3:] == (b"body", len(head) + 4)
@@ -134,4 +143,16 @@ def test_what_clients_send_is_read() -> None:
     ],
 )
 def test_the_rest_is_left_to_h11(data: bytes) -> None:
-    assert parse_plain(data, MAX_HEADER, MAX_BODY) is None
+    assert plain(data) is None
+
+
+def test_heads_are_remembered_up_to_a_number() -> None:
+    heads = PlainHeads()
+    one = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    assert heads.read(one) is heads.read(one) is not None
+    long = b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 2000 + b"\r\n\r\n"
+    assert heads.read(long) is not heads.read(long)
+    for number in range(1000):
+        assert heads.read(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % number) is not None
+        assert heads.read(b"PUT /%d HTTP/1.1\r\nHost: x\r\n\r\n" % number) is None
+    assert len(heads) <= 256
