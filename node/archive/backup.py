@@ -21,7 +21,8 @@ import trio
 from node.archive import bundle as archive
 from node.archive.bundle import BackupError, Manifest
 from node.etcd.client import EtcdClient, open_client
-from node.etcd.errors import EtcdError, EtcdTooLarge, StoreRefused
+from node.etcd.errors import EtcdError, StoreRefused
+from node.etcd.pages import below
 from node.etcd.txn import Op, Put, Txn
 from node.etcdserver import identity as storeid
 from node.etcdserver.cluster import access_of, require
@@ -36,7 +37,6 @@ from node.store import keys
 from node.timers import election as leader
 
 _LEASE = 60  # seconds after which the hold of a killed backup ends
-_MOST_KEYS, _PAGE_BYTES = 1000, 4 << 20  # of one page
 _TXN_OPS, _TXN_BYTES, _WRITERS = 100, 512 * 1024, 4
 
 
@@ -110,27 +110,12 @@ async def _dump(client: EtcdClient, file: IO[bytes]) -> tuple[int, int]:
 
     Keys on a lease are temporary, and left out.
     """
-    limit, count, revision = 200, 0, 0
-    start: str | None = None
-    while True:
-        try:
-            page = await client.range(
-                keys.ROOT, limit=limit, start=start, revision=revision, raw=True
-            )
-        except EtcdTooLarge:
-            if limit == 1:
-                raise
-            limit = max(1, limit // 4)
-            continue
-        revision = revision or page.revision
-        lasting = [item for item in page.items if not item.lease]
+    count, revision = 0, (await client.range(keys.STORE, limit=1)).revision
+    async for page in below(client, keys.ROOT, revision=revision, raw=True):
+        lasting = [item for item in page if not item.lease]
         file.writelines(cbor2.dumps([item.key, item.value]) for item in lasting)
         count += len(lasting)
-        if not page.more:
-            return count, revision
-        start = page.items[-1].key + "\0"
-        mean = sum(len(item.value) + 100 for item in page.items) // len(page.items)
-        limit = max(1, min(_MOST_KEYS, 2 * limit, _PAGE_BYTES // mean))
+    return count, revision
 
 
 async def _load(client: EtcdClient, file: IO[bytes]) -> int:

@@ -8,6 +8,7 @@ decides up to which time things leave a full store.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from node.archive.lookup import HistoryReader
 from node.etcd.batch import read_many
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
+from node.etcd.pages import Pages, below, each
 from node.etcd.txn import Delete, GetFirst, Op, Txn
 from node.host.config import Config, HistoryConfig
 from node.host.log import get_logger
@@ -47,7 +49,7 @@ _TOGETHER = 100
 _MOST_BYTES = 4 * 2**20
 _OPERATIONS = 120  # of one transaction; etcd takes 128
 _OVERHEAD = 400  # bytes that the keys of a process take in the store beside its values, about
-_PAGE = 200
+_PAGE = 200  # lines that are read and moved at once
 # Log lines of a process in one record; longer logs take several.
 _LINES = 1000
 # Log lines deleted in one transaction of at most 128 operations.
@@ -232,26 +234,26 @@ class Retention:
         """Move the processes that ended by `limit` (Unix ns) and belong to no workflow."""
         moved = 0
         prefix = keys.closed_prefix(colony, state)
-        start = prefix + keys.descending(limit)
         batch: list[_Found] = []
-        while start:
-            page, start = await self._page(prefix, start)
-            for at in range(0, len(page), _BATCH):
-                began = trio.current_time()
-                found = await self._load(colony, page[at : at + _BATCH])
-                # Otherwise each sweep would write again what it can't remove.
-                batch += await self._unowed([it for it in found if self._due(it.process, limit)])
-                if len(batch) >= _TOGETHER or sum(it.size for it in batch) >= _MOST_BYTES:
-                    moved += await self._move(colony, batch)
-                    batch = []
-                await self._rest(began)
+        async with aclosing(self._ended(prefix, limit)) as pages:
+            async for page in pages:
+                for at in range(0, len(page), _BATCH):
+                    began = trio.current_time()
+                    found = await self._load(colony, page[at : at + _BATCH])
+                    due = [it for it in found if self._due(it.process, limit)]
+                    # Otherwise each sweep would write again what it can't remove.
+                    batch += await self._unowed(due)
+                    if len(batch) >= _TOGETHER or sum(it.size for it in batch) >= _MOST_BYTES:
+                        moved += await self._move(colony, batch)
+                        batch = []
+                    await self._rest(began)
         return moved + (await self._move(colony, batch) if batch else 0)
 
-    async def _page(self, prefix: str, start: str) -> tuple[list[str], str]:
-        """Return ids of an index by time, newest first, and where the next page begins, or ""."""
-        page = await self.client.range(prefix, limit=_PAGE, start=start, keys_only=True)
-        ids = [item.key.rpartition("/")[2] for item in page.items]
-        return ids, page.items[-1].key + "\0" if page.more else ""
+    def _ended(self, prefix: str, limit: int) -> Pages[str]:
+        """Return the ids in an index by time that are not after `limit` (Unix ns), newest first."""
+        start = prefix + keys.descending(limit)
+        found = below(self.client, prefix, start=start, keys_only=True)
+        return each(found, lambda kv: kv.key.rpartition("/")[2])
 
     async def _move(self, colony: str, found: Sequence[_Found]) -> int:
         """Write processes to history, then remove them from the store; return the number of
@@ -326,14 +328,12 @@ class Retention:
         """Move the workflows that ended by `limit` (Unix ns), each as a whole."""
         moved = 0
         # The index is by submission, which is never after the end.
-        prefix = keys.graph_states(colony, state)
-        start = prefix + keys.descending(limit)
-        while start:
-            page, start = await self._page(prefix, start)
-            for graphid in page:
-                began = trio.current_time()
-                moved += await self._graph(colony, graphid, limit)
-                await self._rest(began)
+        async with aclosing(self._ended(keys.graph_states(colony, state), limit)) as pages:
+            async for page in pages:
+                for graphid in page:
+                    began = trio.current_time()
+                    moved += await self._graph(colony, graphid, limit)
+                    await self._rest(began)
         return moved
 
     async def _graph(self, colony: str, graphid: str, limit: int) -> int:
@@ -384,16 +384,14 @@ class Retention:
         """
         moved = 0
         prefix, start = log_store.until(colony, limit)
-        while True:
-            began = trio.current_time()
-            page = await self.client.range(prefix, limit=_PAGE, start=start, keys_only=True)
-            if not page.items:
-                return moved
-            moved += await self._move_lines(colony, [item.key for item in page.items])
-            if not page.more:
-                return moved
-            start = page.items[-1].key + "\0"
-            await self._rest(began)
+        async with aclosing(below(self.client, prefix, start=start, keys_only=True)) as pages:
+            async for page in pages:
+                for at in range(0, len(page), _PAGE):
+                    began = trio.current_time()
+                    marks = [kv.key for kv in page[at : at + _PAGE]]
+                    moved += await self._move_lines(colony, marks)
+                    await self._rest(began)
+        return moved
 
     async def _move_lines(self, colony: str, marks: Sequence[str]) -> int:
         entries: list[dict[str, Any]] = []
@@ -443,12 +441,12 @@ def _grouped(
     """Return as many in a row as fit one transaction, group by group."""
     some: list[tuple[_Found, Txn]] = []
     room = _OPERATIONS
-    for each in txns:
-        size = max(len(each[1].compare), len(each[1].success))
+    for pair in txns:
+        size = max(len(pair[1].compare), len(pair[1].success))
         if some and size > room:
             yield some
             some, room = [], _OPERATIONS
-        some.append(each)
+        some.append(pair)
         room -= size
     if some:
         yield some

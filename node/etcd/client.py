@@ -43,6 +43,7 @@ from node.etcd.txn import (
     Put,
     Txn,
 )
+from node.etcd.walk import Walk
 
 _READ_AGAIN = 0.05  # seconds after a broken connection; etcd's restart takes longer
 _LONGEST = 60.0  # seconds for all parts of a value; parts without a key are swept much later
@@ -321,7 +322,8 @@ class EtcdClient:
         if start is not None:
             if not start.startswith(prefix):
                 raise ValueError(f"start {start!r} is outside of prefix {prefix!r}")
-            low, high = (low, start.encode() + b"\0") if descending else (start.encode(), high)
+            key = start.encode()
+            low, high = (low, key + b"\0") if descending else (key or b"\0", high)
         if end is not None:
             high = end.encode()
         order = pb.RangeRequest.DESCEND if descending else pb.RangeRequest.NONE
@@ -348,11 +350,13 @@ class EtcdClient:
     async def range_all(self, prefix: str, page: int = 500) -> tuple[list[KeyValue], int]:
         """Return every key that starts with `prefix`, as of one revision, and that revision."""
         items: list[KeyValue] = []
-        start: str | None = None
+        walk = Walk(prefix)
         revision = 0
-        while True:
+        while not walk.done:
             try:
-                part = await self.range(prefix, limit=page, start=start, revision=revision)
+                part = await self.range(
+                    prefix, limit=page, start=walk.start, end=walk.end, revision=revision
+                )
             except EtcdTooLarge:
                 if page <= 1:
                     raise
@@ -360,9 +364,8 @@ class EtcdClient:
                 continue
             items += part.items
             revision = revision or part.revision
-            if not part.more:
-                return items, revision
-            start = items[-1].key + "\0"
+            walk.took([kv.key for kv in part.items], part.count, more=part.more)
+        return items, revision
 
     async def first(self, prefix: str, before: str) -> str | None:
         """Return the lowest key with `prefix` that is lower than `before`, or None."""

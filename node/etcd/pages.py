@@ -14,6 +14,7 @@ import trio
 from node.etcd.batch import read
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdTooLarge
+from node.etcd.walk import Walk
 
 T = TypeVar("T")
 # A reader that may leave one in the middle does so in `aclosing`.
@@ -69,16 +70,28 @@ async def below(
     start: str | None = None,
     limit: int = 0,
     keys_only: bool = False,
+    revision: int = 0,
+    raw: bool = False,
 ) -> Pages[KeyValue]:
     """Return all keys with a prefix, in order, from `start` on, at most `limit` (0: all).
 
-    Each page is of its own moment. Raises EtcdError.
+    All pages are as of `revision`, or each is of its own moment (0). `raw` as in
+    `EtcdClient.range`. Raises EtcdError.
     """
     most, left = _KEYS if keys_only else _FIRST, limit or _ALL
-    while left:
+    walk = Walk(prefix if start is None else start)
+    while left and not walk.done:
         most = min(most, left)
         try:
-            page = await client.range(prefix, limit=most, start=start, keys_only=keys_only)
+            page = await client.range(
+                prefix,
+                limit=most,
+                start=walk.start,
+                end=walk.end,
+                keys_only=keys_only,
+                revision=revision,
+                raw=raw,
+            )
         except EtcdTooLarge:
             if most == 1:
                 raise
@@ -87,10 +100,9 @@ async def below(
         if page.items:
             yield page.items
         left -= len(page.items)
-        if not page.more:
-            return
-        start = page.items[-1].key + "\0"
-        most = _next(most, _KEYS, len(page.items), sum(len(kv.value) for kv in page.items))
+        walk.took([kv.key for kv in page.items], page.count, more=page.more)
+        if page.more:
+            most = _next(most, _KEYS, len(page.items), sum(len(kv.value) for kv in page.items))
 
 
 async def by_number(

@@ -11,6 +11,7 @@ import trio
 
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
+from node.etcd.pages import below
 from node.etcd.parts import PLACE, owner_of, ref_of
 from node.host.log import get_logger
 
@@ -20,7 +21,6 @@ _EVERY = 120.0  # seconds
 # Seconds after which parts that no key names belong to no write under way: a write has one minute,
 # and no unknown outcome stays so for longer.
 GRACE = 600.0
-_PAGE = 1000
 
 
 async def sweep(client: EtcdClient, unnamed: dict[str, float]) -> int:
@@ -30,13 +30,8 @@ async def sweep(client: EtcdClient, unnamed: dict[str, float]) -> int:
     EtcdError.
     """
     found: dict[str, str] = {}
-    start: str | None = None
-    while True:
-        page = await client.range(PLACE, limit=_PAGE, start=start, keys_only=True, raw=True)
-        found.update(owner_of(item.key) for item in page.items)
-        if not page.more:
-            break
-        start = page.items[-1].key + "\0"
+    async for page in below(client, PLACE, keys_only=True, raw=True):
+        found.update(owner_of(item.key) for item in page)
     now, gone = trio.current_time(), 0
     for name in unnamed.keys() - found.keys():
         del unnamed[name]
