@@ -69,16 +69,19 @@ async def below(
     start: str | None = None,
     limit: int = 0,
     keys_only: bool = False,
+    revision: int = 0,
 ) -> Pages[KeyValue]:
     """Return all keys with a prefix, in order, from `start` on, at most `limit` (0: all).
 
-    Each page is of its own moment. Raises EtcdError.
+    All pages are as of `revision`, or each is of its own moment (0). Raises EtcdError.
     """
     most, left = _KEYS if keys_only else _FIRST, limit or _ALL
     while left:
         most = min(most, left)
         try:
-            page = await client.range(prefix, limit=most, start=start, keys_only=keys_only)
+            page = await client.range(
+                prefix, limit=most, start=start, keys_only=keys_only, revision=revision
+            )
         except EtcdTooLarge:
             if most == 1:
                 raise

@@ -344,7 +344,7 @@ class Log(msgspec.Struct):
     timestamp: int
 
 
-class Waiting(msgspec.Struct, frozen=True, array_like=True):
+class Waiting(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The value of a waiting process's queue key: all that matching and listing need.
 
     `maxwaittime` (seconds) is what the deadline was given for, 0 in values of older releases. They
@@ -378,7 +378,7 @@ class Blocked(msgspec.Struct, frozen=True, array_like=True):
     waiting: Waiting
 
 
-class Running(msgspec.Struct, frozen=True, array_like=True):
+class Running(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The value of a running key: the deadline and all that listing needs."""
 
     executorid: str

@@ -11,6 +11,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -28,6 +29,7 @@ from node.processes.extension import Hooks
 from node.processes.observer import Observer
 from node.processes.queue import Queue, QueueEntry, RunningSet
 from node.processes.quotas import Quotas
+from node.processes.reading import Reading
 from node.store import keys
 from node.store.work import processes as store
 from node.store.work.submissions import shrink
@@ -38,6 +40,14 @@ _TRIES = 8
 _CACHE = 2048
 # Processes read in one transaction; fewer where they are large.
 _MANY = 40
+
+
+@dataclass
+class _Listed:
+    """The entries of a listing of the store."""
+
+    entries: dict[str, QueueEntry] = field(default_factory=dict)
+    running: dict[str, tuple[str, Running, int]] = field(default_factory=dict)
 
 
 class Processes:
@@ -61,6 +71,9 @@ class Processes:
         # The watch has reported every write before this revision. An answer that comes later must
         # not bring back an entry that the watch has removed.
         self.told = 0
+        self.reading = Reading()
+        # What a listing after a break of the watch has had so far; None during the first one.
+        self._relisted: _Listed | None = None
         self._observers: tuple[Observer, ...] = ()
         self._cache = OrderedDict[str, tuple[Process, int]]()
 
@@ -103,24 +116,50 @@ class Processes:
             elif not self.running.is_old(processid, revision):
                 self.running.add(colony, processid, unpack(value, Running), revision)
 
-    def replace(self, items: list[tuple[str, bytes, int]]) -> None:
-        """Replace the indexes after a new listing: (key, value, revision) of every live key."""
-        entries: dict[str, QueueEntry] = {}
-        running: dict[str, tuple[str, Running, int]] = {}
+    def begin_listing(self, total: int, revision: int) -> None:
+        """Begin to fill the indexes from a listing of `total` keys as of `revision`.
+
+        The first listing is used as it comes. A later one, after a break of the watch, replaces the
+        indexes at its end: until then they are as good as before.
+        """
+        known = self.told or self.queue.entries or self.running.entries
+        self._relisted = _Listed() if known else None
+        if not self.told:
+            self.reading.begin(total, revision)
+
+    def list_some(self, items: Sequence[tuple[str, bytes, int]]) -> None:
+        """Take in (key, value, revision) of some live keys of a listing, in the order of keys."""
         for key, value, revision in items:
             if key.startswith(keys.QUEUE):
-                entry = self._entry(key, value, revision)
-                entries[entry.processid] = entry
+                self._list_entry(self._entry(key, value, revision))
+                if self._relisted is None:
+                    self.reading.upto = key
             elif key.startswith(keys.BLOCKED):
-                entry = self._blocked_entry(key, value, revision)
-                entries.setdefault(entry.processid, entry)
+                self._list_entry(self._blocked_entry(key, value, revision))
             elif key.startswith(keys.STEPS):
                 self._stepped(*keys.parse_step(key)[:2], revision)
             else:
                 colony, processid = keys.parse_running(key)
-                running[processid] = (colony, unpack(value, Running), revision)
-        self.queue.replace(entries)
-        self.running.replace(running)
+                running = unpack(value, Running)
+                if self._relisted is None:
+                    self.running.add(colony, processid, running, revision)
+                else:
+                    self._relisted.running[processid] = (colony, running, revision)
+        self.reading.read += len(items)
+
+    def _list_entry(self, entry: QueueEntry) -> None:
+        if self._relisted is None:
+            self._enqueue(entry)
+        elif not entry.blocked or entry.processid not in self._relisted.entries:
+            self._relisted.entries[entry.processid] = entry
+
+    def end_listing(self) -> None:
+        """End a listing: what it had not is gone from the store."""
+        if (listed := self._relisted) is not None:
+            self.queue.replace(listed.entries)
+            self.running.replace(listed.running)
+            self._relisted = None
+        self.reading.end()
         for observer in self._observers:
             observer.listed()
 
