@@ -438,7 +438,11 @@ async def known(node: Node, payloadtype: str) -> None:
 
 
 async def _read_queue(node: Node, notifier: Notifier, status_line: str) -> None:
-    """Tell how far the queue is read, until it is; then leave all that was read to no collector."""
+    """Tell how far the queue is read, until it is.
+
+    Modules and what was read stay. The collector is kept from them, also meanwhile: to look at
+    100,000 processes takes it longer than anything may hold the loop.
+    """
     reading, began = node.processes.reading, time.monotonic()
     if reading.under_way:
         async with trio.open_nursery() as nursery:
@@ -447,7 +451,6 @@ async def _read_queue(node: Node, notifier: Notifier, status_line: str) -> None:
             nursery.cancel_scope.cancel()
         log.info("queue read", keys=reading.read, seconds=round(time.monotonic() - began, 3))
         notifier.status(status_line)
-    # Modules and what was read stay: the collector needs not look at them again.
     gc.freeze()
 
 
@@ -455,6 +458,7 @@ async def _tell_progress(reading: Reading, notifier: Notifier, status_line: str)
     while True:
         log.info("reading the queue", read=reading.read, of=reading.total)
         notifier.status(f"{status_line}; {reading}")
+        gc.freeze()
         await trio.sleep(_TICK)
 
 

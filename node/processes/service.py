@@ -12,6 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
+from sys import intern
 
 import msgspec
 
@@ -22,7 +24,7 @@ from node.etcd.txn import Compare, Get, Op, Put, Txn
 from node.host import clock as steps
 from node.host.clock import Clock
 from node.host.config import QuotasConfig
-from node.model.codec import unpack
+from node.model.codec import pack, unpack
 from node.model.errors import Conflict, Denied, Invalid, NotFound, RpcError
 from node.model.types import Attribute, Blocked, Process, Running, State, Waiting
 from node.processes.extension import Hooks
@@ -40,6 +42,8 @@ _TRIES = 8
 _CACHE = 2048
 # Processes read in one transaction; fewer where they are large.
 _MANY = 40
+# Different values of queue keys that are remembered.
+_ALIKE = 1024
 
 
 @dataclass
@@ -533,7 +537,7 @@ class Processes:
 
     def _entry(self, key: str, value: bytes, revision: int) -> QueueEntry:
         colony, executortype, stored, processid = keys.parse_queue(key)
-        waiting = unpack(value, Waiting)
+        waiting = _waiting(value)
         return self._placed(colony, executortype, stored, processid, waiting, revision)
 
     def _blocked_entry(self, key: str, value: bytes, revision: int) -> QueueEntry:
@@ -549,7 +553,7 @@ class Processes:
             process.spec.conditions.executortype,
             process.prioritytime,
             process.processid,
-            store.waiting_of(process),
+            _waiting(pack(store.waiting_of(process))),
             revision,
             process.waitforparents,
         )
@@ -567,7 +571,15 @@ class Processes:
         priority = waiting.priority
         place = stored if priority is None else steps.place(stored, priority, self.clock.now())
         moved = place != stored
+        # Of these there are few in all, and each entry would have its own.
+        colony, executortype = intern(colony), intern(executortype)
         return QueueEntry(colony, executortype, place, processid, waiting, revision, blocked, moved)
+
+
+@lru_cache(maxsize=_ALIKE)
+def _waiting(value: bytes) -> Waiting:
+    """Return the value of a queue key: one object for many processes that were submitted alike."""
+    return unpack(value, Waiting)
 
 
 def require_assigned(process: Process, identity: str) -> None:
