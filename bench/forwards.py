@@ -29,8 +29,8 @@ from pathlib import Path
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, CloseConnection, Ping, Request, TextMessage
 
+from bench.daemon import BenchError, Daemon, child_called
 from bench.load import Line, Script, cpu_seconds, message, percentile
-from bench.run import BenchError, Daemon, child_called
 from node.host.keys import PrivateKey, read_key
 
 EXECUTORS = 8

@@ -74,6 +74,7 @@ from node.http.listeners import addresses_of, bound_port, open_listeners
 from node.model.types import Colony, Executor, ExecutorState, User
 from node.processes.backfill import IndexBackfill
 from node.processes.deadlines import expire
+from node.processes.reading import Reading
 from node.rpc.dispatch import Table
 from node.rpc.replay import ReplayGuard
 from node.runtime import feeds as feeding
@@ -106,6 +107,19 @@ HANDLERS = (
 )
 
 _TICK = 1.0
+# When the collector of cycles looks, in new objects. Requests leave hardly any cycles: looking for
+# them among everything that waits, every few requests, would make a deep queue a slow one.
+_COLLECT = (10_000, 20, 50)
+# Calls whose answers tell all that waits: they need the whole index of the queue.
+_TELLING = frozenset(
+    {
+        "getcolonystatsmsg",
+        "getprocesshistmsg",
+        "getprocessesmsg",
+        "getstatisticsmsg",
+        "getwaitingmsg",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -228,6 +242,7 @@ async def _serve(
     task_status: trio.TaskStatus[Node],
 ) -> None:
     began = time.monotonic()
+    gc.set_threshold(*_COLLECT)
     home, clock = Home(settings.home), Clock(time.time_ns, steady_ns)
     node = Node.build(
         client,
@@ -243,7 +258,12 @@ async def _serve(
     replays = ReplayGuard(client, clock.now)
     strict = config.rpc.replay == "strict"
     table = Table(
-        node.directory, clock.now, strict_replay=strict, replays=replays, pressure=client.pressure
+        node.directory,
+        clock.now,
+        strict_replay=strict,
+        replays=replays,
+        pressure=client.pressure,
+        known=partial(known, node),
     )
     await node.retiming.load()
     for module in HANDLERS:
@@ -295,7 +315,8 @@ async def _serve(
             )
             announce(settings.home, where)
             task_status.started(node)
-            notifier.ready(f"colony {info.name} on port {port}")
+            status_line = f"colony {info.name} on port {port}"
+            notifier.ready(status_line)
             log.info(
                 "ready",
                 colony=info.name,
@@ -303,7 +324,10 @@ async def _serve(
                 port=port,
                 seconds=round(time.monotonic() - began, 3),
             )
-            nursery.start_soon(keep_going, "clock", node.retiming.run)
+            nursery.start_soon(
+                keep_going, "queue", partial(_read_queue, node, notifier, status_line)
+            )
+            nursery.start_soon(keep_going, "clock", partial(_retime, node))
             nursery.start_soon(keep_going, "watchdog", partial(_watchdog, node, notifier))
             # After the extension: its hooks say what must stay.
             retention = Retention(
@@ -328,11 +352,6 @@ async def _serve(
                     **(joined.appliers if joined is not None else {}),
                 },
             )
-            # Modules and the first listing stay, and requests leave hardly any cycles: looking for
-            # them among everything that waits, every few requests, would make a deep queue a slow
-            # one.
-            gc.freeze()
-            gc.set_threshold(10_000, 20, 50)
             await _until_signal(signals, node, reload, settings, notifier)
             notifier.stopping()
             log.info("draining")
@@ -410,6 +429,43 @@ async def _deadlines(node: Node) -> None:
             # Whatever is wrong with one process, the others are looked at again in a second.
             log.warning("deadlines wait", error=repr(error))
         await trio.sleep(_TICK)
+
+
+async def known(node: Node, payloadtype: str) -> None:
+    """Wait for the rest of the queue, if a call needs it. Raises Unavailable."""
+    if node.processes.reading.under_way and payloadtype in _TELLING:
+        await node.processes.reading.demand_end()
+
+
+async def _read_queue(node: Node, notifier: Notifier, status_line: str) -> None:
+    """Tell how far the queue is read, until it is.
+
+    Modules and what was read stay. The collector is kept from them, also meanwhile: to look at
+    100,000 processes takes it longer than anything may hold the loop.
+    """
+    reading, began = node.processes.reading, time.monotonic()
+    if reading.under_way:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_tell_progress, reading, notifier, status_line)
+            await reading.ended()
+            nursery.cancel_scope.cancel()
+        log.info("queue read", keys=reading.read, seconds=round(time.monotonic() - began, 3))
+        notifier.status(status_line)
+    gc.freeze()
+
+
+async def _tell_progress(reading: Reading, notifier: Notifier, status_line: str) -> None:
+    while True:
+        log.info("reading the queue", read=reading.read, of=reading.total)
+        notifier.status(f"{status_line}; {reading}")
+        gc.freeze()
+        await trio.sleep(_TICK)
+
+
+async def _retime(node: Node) -> None:
+    # It looks at all that waits.
+    await node.processes.reading.ended()
+    await node.retiming.run()
 
 
 async def _watchdog(node: Node, notifier: Notifier) -> None:

@@ -6,8 +6,8 @@ interpret the events.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from typing import Any, NoReturn
 
 import msgspec
@@ -16,6 +16,7 @@ import trio
 from node.etcd.client import EtcdClient, prefix_end
 from node.etcd.errors import Compacted, EtcdError, EtcdUnavailable
 from node.etcd.generated import pb
+from node.etcd.pages import below
 from node.etcd.parts import ref_of
 from node.host.log import get_logger
 
@@ -23,6 +24,7 @@ log = get_logger("watch")
 
 _FIRST_BACKOFF, _MAX_BACKOFF = 0.1, 2.0  # seconds between a broken stream and the next listing
 _STABLE = 10.0  # seconds of a stream after which its end counts as the first again
+_PAGE = 200  # keys of one batch of a listing in pages: some ms of work for a reader
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
@@ -36,12 +38,17 @@ class Event(msgspec.Struct, frozen=True, gc=False):
 class WatchBatch(msgspec.Struct, frozen=True):
     """Changes in order; the state is now as of `revision`.
 
-    With `snapshot`, the events are all there is: a reader forgets all other keys.
+    With `snapshot`, the events are all there is: a reader forgets all other keys. A snapshot may
+    come in several batches: all but the last have `more`, all but the first lack `first`. `total`
+    is about how many keys they have together, if that is known.
     """
 
     snapshot: bool
     events: list[Event]
     revision: int
+    first: bool = True
+    more: bool = False
+    total: int = 0
 
 
 class _Stream:
@@ -165,18 +172,49 @@ def _batch(answers: list[Any]) -> WatchBatch | None:
     return WatchBatch(False, events, revision) if events else None
 
 
+async def _listed(
+    client: EtcdClient, prefix: str, pages: Sequence[str]
+) -> AsyncGenerator[WatchBatch, None]:
+    """Return the present keys: as one batch, or as several of the prefixes `pages`, in order.
+
+    All are as of one revision. Raises EtcdError.
+    """
+    if not pages:
+        items, revision = await client.range_all(prefix)
+        events = [Event(item.key, item.value, item.mod_revision) for item in items]
+        del items  # the same values twice would double the peak of memory
+        yield WatchBatch(True, events, revision)
+        return
+    # A count of all keys takes etcd some ms, once.
+    begun = await client.range(prefix, limit=1, keys_only=True)
+    first, revision, total = True, begun.revision, begun.count
+    for each in pages:
+        async with aclosing(below(client, each, revision=revision)) as found:
+            async for items in found:
+                for at in range(0, len(items), _PAGE):
+                    events = [
+                        Event(item.key, item.value, item.mod_revision)
+                        for item in items[at : at + _PAGE]
+                    ]
+                    yield WatchBatch(True, events, revision, first, True, total)
+                    first = False
+    yield WatchBatch(True, [], revision, first, False, total)
+
+
 async def watch(
     client: EtcdClient,
     prefix: str,
     channel: trio.MemorySendChannel[WatchBatch],
     *,
+    pages: Sequence[str] = (),
     heartbeat: float = 5.0,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Send the reader of `channel` all keys that start with `prefix` and their changes, until
     cancelled.
 
-    Sends a snapshot, then changes, and a snapshot again after any break. A server that sends
+    Sends a snapshot, then changes, and a snapshot again after any break. With `pages`, prefixes
+    that are all of the keys, a snapshot comes in batches, in their order. A server that sends
     nothing for `heartbeat` seconds, though asked, counts as a break. Calls `task_status.started()`
     after the first snapshot is sent. A slow reader slows the stream and loses nothing. Never gives
     up on an absent etcd; raises `trio.BrokenResourceError` when the reader is gone.
@@ -186,11 +224,12 @@ async def watch(
     listed = -_STABLE
     while True:
         try:
-            items, revision = await client.range_all(prefix)
-            events = [Event(item.key, item.value, item.mod_revision) for item in items]
-            del items  # the same values twice would double the peak of memory
-            await channel.send(WatchBatch(True, events, revision))
-            del events
+            revision = 0
+            async with aclosing(_listed(client, prefix, pages)) as batches:
+                async for batch in batches:
+                    await channel.send(batch)
+                    revision = batch.revision
+                    del batch
             listed = trio.current_time()
             if not started:
                 started = True

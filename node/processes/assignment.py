@@ -251,6 +251,9 @@ class Assigner(Observer):
         if candidate.colony in self.paused:
             paused = TimedOut if timeout > 0 else Unavailable
             raise paused("assignments are paused in this colony")
+        if self.processes.reading.under_way:
+            refusal = self.processes.reading.refusal()
+            raise TimedOut(refusal.message) if timeout > 0 else refusal
         raise NotFound("no process is waiting that this executor may have")
 
     async def submit(self, process: Process, submission: bytes) -> Process:
@@ -325,6 +328,8 @@ class Assigner(Observer):
         line = self._waiters.get((colony, executortype))
         if not line or process.peer or self.stopping or colony in self.paused:
             return None
+        if self.processes.reading.under_way:
+            return None  # what comes before it may not be read yet
         waiting, soon = store.waiting_of(process), trio.current_time() + _CLAIM_LEAST
         for waiter in line:
             if (
@@ -397,8 +402,9 @@ class Assigner(Observer):
         """
         self._inherited = {
             processid: running.executorid
-            for processid, (_, running, _) in self.processes.running.entries.items()
-            if not running.execdeadline
+            for processid, (_, running, revision) in self.processes.running.entries.items()
+            # One that was assigned while the queue was read is ours.
+            if not running.execdeadline and revision <= self.processes.reading.revision
         }
 
     def silent(self, colony: str, executors: Container[str]) -> list[str]:
@@ -528,6 +534,8 @@ class Assigner(Observer):
 
     async def _take(self, candidate: Candidate, executor: Executor) -> Process | None:
         while (entry := self.processes.queue.find(candidate, self.held)) is not None:
+            if not self._is_first(entry):
+                return None
             origin = entry.waiting.origin
             self.processes.queue.take(entry)
             self._starting[origin] += 1
@@ -549,6 +557,18 @@ class Assigner(Observer):
             if process is not None:
                 return process
         return None
+
+    def _is_first(self, entry: QueueEntry) -> bool:
+        """Return whether all that comes before an entry is known.
+
+        Otherwise the poll waits: while the queue is read, a process that came after the start must
+        not overtake one that is not read yet.
+        """
+        reading = self.processes.reading
+        if not reading.under_way:
+            return True
+        place = (entry.colony, entry.executortype, entry.prioritytime, entry.processid)
+        return reading.covers(keys.queue(*place))
 
     async def _assign(self, entry: QueueEntry, executor: Executor) -> Process | None:
         key = keys.process(entry.colony, entry.processid)

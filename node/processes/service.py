@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 
@@ -23,13 +24,14 @@ from node.etcd.txn import Compare, Get, Op, Put, Txn
 from node.host import clock as steps
 from node.host.clock import Clock
 from node.host.config import QuotasConfig
-from node.model.codec import unpack
+from node.model.codec import pack, unpack
 from node.model.errors import Conflict, Denied, Invalid, NotFound, RpcError
 from node.model.types import Attribute, Blocked, Process, Running, State, Waiting
 from node.processes.extension import Hooks
 from node.processes.observer import Observer
 from node.processes.queue import Queue, QueueEntry, RunningSet
 from node.processes.quotas import Quotas
+from node.processes.reading import Reading
 from node.store import keys
 from node.store.work import processes as store
 from node.store.work.cache import ProcessCache
@@ -43,6 +45,16 @@ _AHEAD = 31
 # Processes read in one transaction; fewer where they are large.
 _MANY = 40
 _NO_NAMES: list[str] = []  # nobody changes it
+# Different values of queue keys that are remembered.
+_ALIKE = 1024
+
+
+@dataclass
+class _Listed:
+    """The entries of a listing of the store."""
+
+    entries: dict[str, QueueEntry] = field(default_factory=dict)
+    running: dict[str, tuple[str, Running, int]] = field(default_factory=dict)
 
 
 class Processes:
@@ -66,6 +78,9 @@ class Processes:
         # The watch has reported every write before this revision. An answer that comes later must
         # not bring back an entry that the watch has removed.
         self.told = 0
+        self.reading = Reading()
+        # What a listing after a break of the watch has had so far; None during the first one.
+        self._relisted: _Listed | None = None
         self._observers: tuple[Observer, ...] = ()
         self.cache = ProcessCache()
         # What `recall_next` is reading, by the id of the process.
@@ -114,24 +129,50 @@ class Processes:
             elif not self.running.is_old(processid, revision):
                 self.running.add(colony, processid, unpack(value, Running), revision)
 
-    def replace(self, items: list[tuple[str, bytes, int]]) -> None:
-        """Replace the indexes after a new listing: (key, value, revision) of every live key."""
-        entries: dict[str, QueueEntry] = {}
-        running: dict[str, tuple[str, Running, int]] = {}
+    def begin_listing(self, total: int, revision: int) -> None:
+        """Begin to fill the indexes from a listing of `total` keys as of `revision`.
+
+        The first listing is used as it comes. A later one, after a break of the watch, replaces the
+        indexes at its end: until then they are as good as before.
+        """
+        known = self.told or self.queue.entries or self.running.entries
+        self._relisted = _Listed() if known else None
+        if not self.told:
+            self.reading.begin(total, revision)
+
+    def list_some(self, items: Sequence[tuple[str, bytes, int]]) -> None:
+        """Take in (key, value, revision) of some live keys of a listing, in the order of keys."""
         for key, value, revision in items:
             if key.startswith(keys.QUEUE):
-                entry = self._entry(key, value, revision)
-                entries[entry.processid] = entry
+                self._list_entry(self._entry(key, value, revision))
+                if self._relisted is None:
+                    self.reading.upto = key
             elif key.startswith(keys.BLOCKED):
-                entry = self._blocked_entry(key, value, revision)
-                entries.setdefault(entry.processid, entry)
+                self._list_entry(self._blocked_entry(key, value, revision))
             elif key.startswith(keys.STEPS):
                 self._stepped(*keys.parse_step(key)[:2], revision)
             else:
                 colony, processid = keys.parse_running(key)
-                running[processid] = (colony, unpack(value, Running), revision)
-        self.queue.replace(entries)
-        self.running.replace(running)
+                running = unpack(value, Running)
+                if self._relisted is None:
+                    self.running.add(colony, processid, running, revision)
+                else:
+                    self._relisted.running[processid] = (colony, running, revision)
+        self.reading.read += len(items)
+
+    def _list_entry(self, entry: QueueEntry) -> None:
+        if self._relisted is None:
+            self._enqueue(entry)
+        elif not entry.blocked or entry.processid not in self._relisted.entries:
+            self._relisted.entries[entry.processid] = entry
+
+    def end_listing(self) -> None:
+        """End a listing: what it had not is gone from the store."""
+        if (listed := self._relisted) is not None:
+            self.queue.replace(listed.entries)
+            self.running.replace(listed.running)
+            self._relisted = None
+        self.reading.end()
         for observer in self._observers:
             observer.listed()
 
@@ -559,7 +600,7 @@ class Processes:
 
     def _entry(self, key: str, value: bytes, revision: int) -> QueueEntry:
         colony, executortype, stored, processid = keys.parse_queue(key)
-        waiting = unpack(value, Waiting)
+        waiting = _waiting(value)
         return self._placed(colony, executortype, stored, processid, waiting, revision)
 
     def _blocked_entry(self, key: str, value: bytes, revision: int) -> QueueEntry:
@@ -575,7 +616,7 @@ class Processes:
             process.spec.conditions.executortype,
             process.prioritytime,
             process.processid,
-            store.waiting_of(process),
+            _waiting(pack(store.waiting_of(process))),
             revision,
             process.waitforparents,
         )
@@ -599,7 +640,7 @@ class Processes:
             revision,
             _same(colony),
             _same(executortype),
-            _shared(waiting),
+            waiting,
             blocked,
             moved,
         )
@@ -628,8 +669,12 @@ def _same(text: str) -> str:
     return text
 
 
-def _shared(waiting: Waiting) -> Waiting:
-    """Return a value whose parts are shared with those of other processes, for memory's sake."""
+@lru_cache(maxsize=_ALIKE)
+def _waiting(value: bytes) -> Waiting:
+    """Return the value of a queue key: one object for many processes that were submitted alike, and
+    one of each part for those that differ in their deadline alone.
+    """
+    waiting = unpack(value, Waiting)
     return Waiting(
         waiting.executornames or _NO_NAMES,
         _same(waiting.locationname),

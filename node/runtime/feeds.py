@@ -6,6 +6,8 @@ How a watch survives the store's absence is in `node.etcd.watch`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import trio
 
 from node.etcd.client import EtcdClient
@@ -15,26 +17,37 @@ from node.runtime.node import Node
 from node.store import keys
 from node.store.directory import Directory
 
+# Seconds for which a start waits for the whole index of the queue, which nearly always suffices.
+_WHOLE = 0.5
+
 
 async def follow(
     node: Node, prefix: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Feed the index of `prefix` from the store, for ever."""
+    """Feed the index of `prefix` from the store, for ever.
+
+    Reports started once it is filled; a long queue is then still being read.
+    """
     sender, receiver = trio.open_memory_channel[WatchBatch](64)
-    first = True
+    first, begun = True, trio.current_time()
+    pages = keys.LIVE_ORDER if prefix == keys.LIVE else ()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_watch, node.client, prefix, sender)
+        nursery.start_soon(_watch, node.client, prefix, sender, pages)
         async for batch in receiver:
             take_in(node, prefix, batch)
-            if first:
+            late = trio.current_time() > begun + _WHOLE
+            if first and (not batch.more or (late and node.processes.reading.upto)):
                 first = False
                 task_status.started()
 
 
 async def _watch(
-    client: EtcdClient, prefix: str, sender: trio.MemorySendChannel[WatchBatch]
+    client: EtcdClient,
+    prefix: str,
+    sender: trio.MemorySendChannel[WatchBatch],
+    pages: Sequence[str],
 ) -> None:
-    await watch(client, prefix, sender)
+    await watch(client, prefix, sender, pages=pages)
 
 
 def take_in(node: Node, prefix: str, batch: WatchBatch) -> None:
@@ -57,16 +70,28 @@ def take_in(node: Node, prefix: str, batch: WatchBatch) -> None:
                 node.directory.serverid = event.value.decode()
         return
     index: Directory | Processes = node.directory if prefix == keys.MEMBERS else node.processes
-    before = node.remote_changes.live() if batch.snapshot and prefix == keys.LIVE else set()
     if batch.snapshot:
-        index.replace(
-            [(e.key, e.value, e.mod_revision) for e in batch.events if e.value is not None]
-        )
-        index.told = batch.revision + 1
+        items = [(e.key, e.value, e.mod_revision) for e in batch.events if e.value is not None]
+        if prefix == keys.LIVE:
+            _list(node, batch, items)
+        else:
+            node.directory.replace(items)
+        if not batch.more:
+            index.told = batch.revision + 1
     else:
         for event in batch.events:
             index.apply(event.key, event.value, event.mod_revision)
         # More changes of this revision may follow in the next batch.
         index.told = max(index.told, batch.events[-1].mod_revision)
     if prefix == keys.LIVE:
-        node.remote_changes.hear(batch, before)
+        node.remote_changes.hear(batch)
+
+
+def _list(node: Node, batch: WatchBatch, items: Sequence[tuple[str, bytes, int]]) -> None:
+    """Take in a batch of a snapshot of the live keys."""
+    if batch.first:
+        node.remote_changes.begin_listing()
+        node.processes.begin_listing(batch.total, batch.revision)
+    node.processes.list_some(items)
+    if not batch.more:
+        node.processes.end_listing()

@@ -21,6 +21,9 @@ QUEUE = LIVE + "queue/"
 RUNNING = LIVE + "running/"
 BLOCKED = LIVE + "blocked/"
 STEPS = LIVE + "step/"
+# All live keys, in the order in which a daemon that starts reads them: it serves once it knows what
+# runs, and gives executors what they may have as the queue is read.
+LIVE_ORDER = (RUNNING, STEPS, QUEUE, BLOCKED)
 # Steps of a graph beside the ends of nodes; "!" sorts before their numbers.
 RELEASE, REMOVE, START, SWEEP = "!release", "!remove", "!start", "!sweep"
 # Priority times are signed 64-bit; the offset makes them sort as text.

@@ -54,6 +54,8 @@ class RemoteChanges(Observer):
     _heard: dict[Place, dict[int, Process | None]] = field(default_factory=dict)
     _wakeup: trio.Event = field(default_factory=trio.Event)
     _seen: int = 0  # the revision up to which the watch has reported
+    # What was in the indexes before the snapshot that is being read, and was not in it so far.
+    _before: set[Place] = field(default_factory=set)
 
     def changed(self, process: Process, revision: int) -> None:
         """Tell a change of this daemon: now, or after earlier changes that are not yet told."""
@@ -68,23 +70,26 @@ class RemoteChanges(Observer):
                 return
         subscriptions.changed(process, revision)
 
-    def live(self) -> set[Place]:
-        """Return the places of all processes in the indexes; none while there is no
-        subscription.
-        """
-        if not self.subscriptions.any_open:
-            return set()
+    def begin_listing(self) -> None:
+        """Note which processes the indexes have, before a snapshot changes them."""
+        self._before = self._live() if self.subscriptions.any_open else set()
+
+    def _live(self) -> set[Place]:
         queue, running = self.processes.queue.entries, self.processes.running.entries
         found = {(entry.colony, processid) for processid, entry in queue.items()}
         return found | {(colony, processid) for processid, (colony, _, _) in running.items()}
 
-    def hear(self, batch: WatchBatch, before: set[Place]) -> None:
+    def hear(self, batch: WatchBatch) -> None:
         """Take in the changes of live keys from a batch of the watch; free without subscriptions.
 
-        `before` is what `live` returned before a snapshot: a process that is no longer in the
-        snapshot has ended since.
+        A process that is no longer in a snapshot has ended since.
         """
-        seen, self._seen = self._seen, batch.revision
+        seen, before = self._seen, self._before
+        if batch.more:
+            if not seen:
+                return  # there is no subscription that is older than this daemon
+        else:
+            self._seen, self._before = batch.revision, set()
         if not self.subscriptions.any_open:
             return
         for event in batch.events:
@@ -94,7 +99,7 @@ class RemoteChanges(Observer):
             before.discard(place)
             if not batch.snapshot or event.mod_revision > seen:
                 self._note(place, event.mod_revision, None)
-        for place in before:
+        for place in before if not batch.more else ():
             self._note(place, batch.revision, None)
 
     def _note(self, place: Place, revision: int, process: Process | None) -> None:

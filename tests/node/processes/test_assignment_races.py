@@ -97,8 +97,10 @@ class Scene:
         """A process that both daemons know of."""
         process = make(**changes)
         await self.one.submit(process, b"")
-        items = await self.client.range_all(keys.LIVE)
-        self.other.replace([(kv.key, kv.value, kv.mod_revision) for kv in items[0]])
+        items, revision = await self.client.range_all(keys.LIVE)
+        self.other.begin_listing(len(items), revision)
+        self.other.list_some([(kv.key, kv.value, kv.mod_revision) for kv in items])
+        self.other.end_listing()
         return process
 
     async def poll(self, executor: Executor = ADA, seconds: float = 0) -> Process:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import trio
 
-from node.etcd.client import EtcdClient, TxnResult
+from node.etcd.client import EtcdClient, KeyValue, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Txn
 from node.model.types import Process, State
+from node.processes.service import Processes
 from tests.node.processes.test_assignment_races import ADA, BOB, CANDIDATE, Scene, Store
 from tests.support.processes import make
 
@@ -33,8 +36,15 @@ async def deep(client: EtcdClient, executortypes: tuple[str, ...] = ("cli",)) ->
     items, _ = await client.range_all("/colonyd/")
     live = [kv for kv in items if "/queue/" in kv.key]
     assert len(live) == DEEP
-    scene.one.replace([(kv.key, kv.value, kv.mod_revision) for kv in live])
+    listed(scene.one, live)
     return scene
+
+
+def listed(processes: Processes, live: Sequence[KeyValue]) -> None:
+    """Let a daemon list its store."""
+    processes.begin_listing(len(live), live[0].mod_revision)
+    processes.list_some([(kv.key, kv.value, kv.mod_revision) for kv in live])
+    processes.end_listing()
 
 
 async def test_processes_are_read_many_at_a_time(client: EtcdClient) -> None:
@@ -76,7 +86,7 @@ async def taken(scene: Scene, processid: str) -> Process:
     """A process that the other daemon assigns; the first has not heard of it."""
     items, _ = await scene.client.range_all("/colonyd/")
     mine = [kv for kv in items if kv.key.endswith(processid) and "/queue/" in kv.key]
-    scene.other.replace([(kv.key, kv.value, kv.mod_revision) for kv in mine])
+    listed(scene.other, mine)
     process = await scene.other_handout.assign(CANDIDATE, ADA, 0)
     assert process.processid == processid
     return process
