@@ -100,8 +100,7 @@ class Track(Generic[T]):
             if items[-1] < item:
                 block, items = later, later.items
         insort(items, item)
-        if block.cpu > -UNLIMITED:
-            block.cpu, block.mem = min(block.cpu, item.cpu), min(block.mem, item.mem)
+        block.cpu, block.mem = min(block.cpu, item.cpu), min(block.mem, item.mem)
 
     def discard(self, item: T) -> None:
         """Remove an item, if it is there."""
