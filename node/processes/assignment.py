@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-import msgspec
 import trio
 
 from node.etcd.client import TxnResult
@@ -21,8 +20,9 @@ from node.etcd.txn import Txn
 from node.host.log import get_logger
 from node.model.errors import NotFound, RpcError, TimedOut, Unavailable
 from node.model.types import Executor, Process, State
+from node.processes.fitting import UNLIMITED, Shelf
 from node.processes.observer import Observer
-from node.processes.queue import Candidate, QueueEntry, matches
+from node.processes.queue import Candidate, Place, QueueEntry, places_for, places_of
 from node.processes.service import Processes, invalid_conditions
 from node.store import keys
 from node.store.work import processes as store
@@ -97,13 +97,34 @@ class _Claim:
 
 @dataclass(eq=False, slots=True)
 class _Waiter:
+    """A poll that waits; as an item of a shelf it takes less, the more it has to give.
+
+    `cause` is what it was woken for: an entry, or the id of a colony that has room for another
+    process here.
+    """
+
+    number: int
     candidate: Candidate
     executor: Executor
     deadline: float  # trio's time
     guard: Guard | None  # of the poll's transactions
-    waits: bool = False  # it has found nothing in the queue
     woken: trio.Event = field(default_factory=trio.Event)
     claim: _Claim | None = None
+    cause: QueueEntry | str = ""
+
+    @property
+    def cpu(self) -> int:
+        """Return the CPU that it has, as a negative number."""
+        return -UNLIMITED if self.candidate.cpu is None else -self.candidate.cpu
+
+    @property
+    def mem(self) -> int:
+        """Return the memory that it has, as a negative number."""
+        return -UNLIMITED if self.candidate.mem is None else -self.candidate.mem
+
+    def __lt__(self, other: _Waiter) -> bool:
+        """Return whether it came before another."""
+        return self.number < other.number
 
 
 class _PollRefused(Exception):
@@ -131,6 +152,9 @@ class Assigner(Observer):
     paused: set[str] = field(default_factory=set)
     stopping: bool = False
     _waiters: dict[tuple[str, str], dict[_Waiter, None]] = field(default_factory=dict)
+    # Those that no wake-up has reached, by each shelf of the queue that they may have processes of.
+    _idle: dict[Place, Shelf[_Waiter]] = field(default_factory=dict)
+    _number: int = 0
     # A large process takes several times its size in memory: few are assigned at the same time.
     _large: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(2))
     _starting: Counter[str] = field(default_factory=Counter)
@@ -152,29 +176,80 @@ class Assigner(Observer):
         queue = self.processes.queue
         if not origin or not queue.count_of(origin) or self.held(origin):
             return
-        for place in self._waiters:
-            # The poll that matches its first process is not enough: that lane may have no poll.
-            self._wake_first(place, lambda candidate: queue.offers(candidate, origin))
+        # One of each executor type; the poll that matches the colony's first process may not exist.
+        found: dict[tuple[str, str], _Waiter] = {}
+        for place in queue.places_of(origin):
+            for track in self._idle.get(place, Shelf()).tracks():
+                vain = set[tuple[int, int]]()
+                for waiter in track:
+                    has = (waiter.cpu, waiter.mem)
+                    if has in vain:
+                        continue
+                    candidate = waiter.candidate
+                    if queue.offers(Candidate(*place, candidate.cpu, candidate.mem), origin):
+                        found[place[:2]] = min(found.get(place[:2], waiter), waiter)
+                        break
+                    vain.add(has)
+        for waiter in found.values():
+            self._wake(waiter, origin)
 
     def offered(self, entry: QueueEntry) -> None:
         """Wake the first poll that may have the process; it searches the queue itself."""
-        for waiter in self._waiters.get((entry.colony, entry.executortype), {}):
-            if not waiter.woken.is_set() and matches(waiter.candidate, entry.waiting):
-                waiter.woken.set()
-                return
+        if (waiter := self._first(entry)) is not None:
+            self._wake(waiter, entry)
 
     def asking(self, entry: QueueEntry) -> int:
         """Return how many waiting polls match a process, CPU and memory aside."""
-        free = msgspec.structs.replace(entry.waiting, cpu=0, mem=0)
-        return sum(matches(each, free) for each in self._candidates(entry))
+        return sum(map(len, self._suited(entry)))
 
     def suits(self, entry: QueueEntry) -> bool:
         """Return whether a waiting poll matches a process."""
-        return any(matches(each, entry.waiting) for each in self._candidates(entry))
+        return self._first(entry) is not None
 
-    def _candidates(self, entry: QueueEntry) -> Iterator[Candidate]:
-        for waiter in self._waiters.get((entry.colony, entry.executortype), ()):
-            yield waiter.candidate
+    def _first(self, entry: QueueEntry) -> _Waiter | None:
+        first: _Waiter | None = None
+        for shelf in self._suited(entry):
+            first = shelf.first(-entry.cpu, -entry.mem, first)
+        return first
+
+    def _suited(self, entry: QueueEntry) -> Iterator[Shelf[_Waiter]]:
+        """Return shelves with the idle polls that match a process, CPU and memory aside."""
+        for place in places_of(entry):
+            if (shelf := self._idle.get(place)) is not None:
+                yield shelf
+
+    def _enter(self, candidate: Candidate, executor: Executor, deadline: float) -> _Waiter:
+        """Let wake-ups reach a poll from now on."""
+        self._number += 1
+        waiter = _Waiter(self._number, candidate, executor, deadline, GUARD.get())
+        self._waiters.setdefault((candidate.colony, candidate.executortype), {})[waiter] = None
+        for place in places_for(candidate):
+            shelf = self._idle.get(place)
+            if shelf is None:
+                shelf = self._idle[place] = Shelf()
+            shelf.add(waiter)
+        return waiter
+
+    def _exit(self, waiter: _Waiter) -> None:
+        """Let no wake-up reach a poll any more."""
+        line = (waiter.candidate.colony, waiter.candidate.executortype)
+        self._waiters[line].pop(waiter)
+        if not self._waiters[line]:
+            del self._waiters[line]
+        self._leave(waiter)
+
+    def _leave(self, waiter: _Waiter) -> None:
+        for place in places_for(waiter.candidate):
+            shelf = self._idle.get(place)
+            if shelf is not None:
+                shelf.discard(waiter)
+                if not shelf:
+                    del self._idle[place]
+
+    def _wake(self, waiter: _Waiter, cause: QueueEntry | str) -> None:
+        self._leave(waiter)
+        waiter.cause = cause
+        waiter.woken.set()
 
     def polling(self, colony: str) -> Counter[tuple[str, str]]:
         """Return how many polls wait in a colony, by type and name of the executor."""
@@ -208,22 +283,27 @@ class Assigner(Observer):
         when assignment is paused.
         """
         deadline = trio.current_time() + max(timeout, 0)
-        place = (candidate.colony, candidate.executortype)
-        while not self.stopping:
-            waiter = _Waiter(candidate, executor, deadline, GUARD.get())
-            line = self._waiters.setdefault(place, {})
-            line[waiter] = None
-            try:
+        owed: list[QueueEntry | str] = []  # what it was woken for and has not searched for since
+        try:
+            while not self.stopping:
                 if candidate.colony not in self.paused:
-                    # Shielded: an assignment under way happens as a whole or not at all.
-                    with trio.CancelScope(shield=True):
-                        process = await self._take(candidate, executor)
+                    try:
+                        # Shielded: an assignment under way happens as a whole or not at all.
+                        with trio.CancelScope(shield=True):
+                            process = await self._take(candidate, executor)
+                    except _Raced:
+                        await trio.lowlevel.checkpoint()
+                        if trio.current_time() < deadline:
+                            continue
+                        break
                     if process is not None:
                         await self._hand_over(process)
                         return process
+                owed.clear()
                 if timeout <= 0:
                     break
-                waiter.waits = True
+                # Nothing has happened since it has searched.
+                waiter = self._enter(candidate, executor, deadline)
                 try:
                     with trio.move_on_at(deadline) as patience:
                         await waiter.woken.wait()
@@ -231,21 +311,18 @@ class Assigner(Observer):
                     with suppress(EtcdError, RpcError):
                         await self._claimed(waiter)
                     raise
+                finally:
+                    self._exit(waiter)
+                    if waiter.cause:
+                        owed.append(waiter.cause)
                 process = await self._claimed(waiter)
                 if process is not None:
-                    waiter.woken = trio.Event()
                     return process
                 if patience.cancelled_caught:
                     break
-                # This poll searches again. If it passed the wake-up on as well, one would become
-                # two.
-                waiter.woken = trio.Event()
-            finally:
-                line.pop(waiter, None)
-                if not line:
-                    self._waiters.pop(place, None)
-                elif waiter.woken.is_set():
-                    self._pass_on(candidate)
+        finally:
+            for cause in owed:
+                self._pass_on(cause)
         if self.stopping:
             raise NotFound("the server is stopping; ask again")
         if candidate.colony in self.paused:
@@ -270,6 +347,7 @@ class Assigner(Observer):
         waiter, executor = found
         step = store.submit_assigned(process, submission, executor)
         claim = waiter.claim = _Claim()
+        self._leave(waiter)
         waiter.woken.set()
         try:
             # Shielded, as an assignment is: it happens as a whole or not at all.
@@ -319,31 +397,27 @@ class Assigner(Observer):
         return commit
 
     def _first_waiting(self, process: Process) -> tuple[_Waiter, Executor] | None:
-        """Return the first poll that has found nothing and may have a new process, and its
-        executor as it is now; None if there is none.
+        """Return the first poll that waits and may have a new process, and its executor as it is
+        now; None if there is none.
 
         Raises ValueError for bad amounts in the process's conditions.
         """
-        colony, executortype = process.colonyname, process.spec.conditions.executortype
-        line = self._waiters.get((colony, executortype))
-        if not line or process.peer or self.stopping or colony in self.paused:
+        colony, kind = process.colonyname, process.spec.conditions.executortype
+        if (colony, kind) not in self._waiters or process.peer:
             return None
-        if self.processes.reading.under_way:
-            return None  # what comes before it may not be read yet
-        waiting, soon = store.waiting_of(process), trio.current_time() + _CLAIM_LEAST
-        for waiter in line:
-            if (
-                waiter.waits
-                and not waiter.woken.is_set()
-                and waiter.deadline > soon
-                and matches(waiter.candidate, waiting)
-            ):
-                # What waits already comes first: the poll is about to be woken for it.
-                if self.processes.queue.find(waiter.candidate, self.held) is not None:
-                    return None
-                with suppress(RpcError):
-                    return waiter, self.present(waiter.executor)
-        return None
+        # While the queue is read, what comes before the process may not be known.
+        if self.stopping or colony in self.paused or self.processes.reading.under_way:
+            return None
+        waiter = self._first(self.processes.entry_of(process, 0))
+        if waiter is None or waiter.deadline < trio.current_time() + _CLAIM_LEAST:
+            return None
+        # What waits already comes first: the poll is about to be woken for it.
+        if self.processes.queue.find(waiter.candidate, self.held) is not None:
+            return None
+        try:
+            return waiter, self.present(waiter.executor)
+        except RpcError:
+            return None
 
     async def _claimed(self, waiter: _Waiter) -> Process | None:
         """Return the process of the submission that claimed a poll, if one did and it is stored.
@@ -515,22 +589,12 @@ class Assigner(Observer):
                 for waiter in line:
                     waiter.woken.set()
 
-    def _pass_on(self, candidate: Candidate) -> None:
-        """Wake another poll in place of a woken one that leaves."""
-        find = self.processes.queue.find
-        place = (candidate.colony, candidate.executortype)
-        self._wake_first(place, lambda other: find(other, self.held) is not None)
-
-    def _wake_first(self, place: tuple[str, str], suits: Callable[[Candidate], bool]) -> None:
-        """Wake the first poll of a line that `suits`; equal candidates are asked about once."""
-        vain = set[Candidate]()
-        for waiter in self._waiters.get(place, {}):
-            if waiter.woken.is_set() or waiter.candidate in vain:
-                continue
-            if suits(waiter.candidate):
-                waiter.woken.set()
-                return
-            vain.add(waiter.candidate)
+    def _pass_on(self, cause: QueueEntry | str) -> None:
+        """Wake another poll for what one was woken for that leaves, or got something else."""
+        if isinstance(cause, str):
+            self.freed(cause)
+        elif (entry := self.processes.queue.entries.get(cause.processid)) is not None:
+            self.offered(entry)
 
     async def _take(self, candidate: Candidate, executor: Executor) -> Process | None:
         while (entry := self.processes.queue.find(candidate, self.held)) is not None:
@@ -542,13 +606,10 @@ class Assigner(Observer):
             process = None
             try:
                 process = await self._assign(entry, executor)
-            except (EtcdError, RpcError, _Raced) as error:
+            except (EtcdError, RpcError, _Raced):
                 self.processes.queue.give_back(entry)
-                # Other polls may have missed the entry while it was taken. After lost races this
-                # poll may search again, too.
+                # Other polls may have missed the entry while it was taken.
                 self.offered(entry)
-                if isinstance(error, _Raced):
-                    return None
                 raise
             finally:
                 self._starting[origin] -= 1

@@ -217,7 +217,10 @@ class Shelf(Generic[T]):
                 best = found
         return best
 
-    def __iter__(self) -> Iterator[T]:
-        """Return all items, one track after the other."""
-        for track in self._tracks.values():
-            yield from track
+    def __len__(self) -> int:
+        """Return the number of items."""
+        return sum(map(len, self._tracks.values()))
+
+    def tracks(self) -> list[Track[T]]:
+        """Return the tracks, none of which is empty."""
+        return list(self._tracks.values())

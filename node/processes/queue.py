@@ -22,6 +22,9 @@ from node.processes.fitting import UNLIMITED, Shelf, Track
 # Revisions before and after those of all entries, for a search by place.
 _BEFORE, _AFTER = -1, 1 << 63
 
+# A shelf: colony, executor type, name of the executor or "", location in small letters or "".
+Place = tuple[str, str, str, str]
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -148,12 +151,13 @@ class Queue:
     # All in order: by (colony,), (colony, executor type), and (colony, "", "", label); the lanes by
     # (colony, executor type, name of the executor or "").
     _tracks: dict[tuple[str, ...], Track[QueueEntry]] = field(default_factory=dict)
-    # As lanes, and by location or "".
-    _shelves: dict[tuple[str, ...], Shelf[QueueEntry]] = field(default_factory=dict)
+    _shelves: dict[Place, Shelf[QueueEntry]] = field(default_factory=dict)
     # How many processes each member has, by colony and name, and all members together, by colony
     # and "".
     owners: dict[tuple[str, str], int] = field(default_factory=dict)
+    # How many of each colony that processes came from there are, in all and by shelf.
     _origins: Counter[str] = field(default_factory=Counter)
+    _sent: dict[str, Counter[Place]] = field(default_factory=dict)
     # How many there are in the lanes of an executor type, by colony and type.
     _depths: Counter[tuple[str, str]] = field(default_factory=Counter)
     _taken: dict[str, int] = field(default_factory=dict)
@@ -163,33 +167,42 @@ class Queue:
 
     def _stand(self, entry: QueueEntry) -> None:
         """Add an entry to all orders."""
-        lanes, place = _lanes_of(entry), entry.waiting.locationname.lower()
+        lanes, origin = _lanes_of(entry), entry.waiting.origin
         for name in _orders_of(entry, lanes):
             track = self._tracks.get(name)
             if track is None:
                 track = self._tracks[name] = Track()
             track.add(entry)
-        for lane in lanes:
-            shelf = self._shelves.get((*lane, place))
+        for place in places_of(entry, lanes):
+            shelf = self._shelves.get(place)
             if shelf is None:
-                shelf = self._shelves[*lane, place] = Shelf()
-            shelf.add(entry, entry.waiting.origin)
+                shelf = self._shelves[place] = Shelf()
+            shelf.add(entry, origin)
+            if origin:
+                self._sent.setdefault(origin, Counter())[place] += 1
         if lanes:
             self._depths[entry.colony, entry.executortype] += len(lanes)
 
     def _leave(self, entry: QueueEntry) -> None:
         """Remove an entry from all orders."""
-        lanes, place = _lanes_of(entry), entry.waiting.locationname.lower()
+        lanes, origin = _lanes_of(entry), entry.waiting.origin
         for name in _orders_of(entry, lanes):
             track = self._tracks[name]
             track.discard(entry)
             if not track:
                 del self._tracks[name]
-        for lane in lanes:
-            shelf = self._shelves[*lane, place]
-            shelf.discard(entry, entry.waiting.origin)
+        for place in places_of(entry, lanes):
+            shelf = self._shelves[place]
+            shelf.discard(entry, origin)
             if not shelf:
-                del self._shelves[*lane, place]
+                del self._shelves[place]
+            if origin:
+                sent = self._sent[origin]
+                sent[place] -= 1
+                if not sent[place]:
+                    del sent[place]
+                    if not sent:
+                        del self._sent[origin]
         if lanes:
             kind = (entry.colony, entry.executortype)
             self._depths[kind] -= len(lanes)
@@ -287,11 +300,13 @@ class Queue:
         )
 
     def _shelves_for(self, candidate: Candidate) -> Iterator[Shelf[QueueEntry]]:
-        for name in dict.fromkeys(("", candidate.name)):
-            for place in dict.fromkeys(("", candidate.location.lower())):
-                lane = (candidate.colony, candidate.executortype, name, place)
-                if (shelf := self._shelves.get(lane)) is not None:
-                    yield shelf
+        for place in places_for(candidate):
+            if (shelf := self._shelves.get(place)) is not None:
+                yield shelf
+
+    def places_of(self, origin: str) -> list[Place]:
+        """Return the shelves with processes of the colony `origin` that executors may have."""
+        return list(self._sent.get(origin, ()))
 
     def count_of(self, origin: str) -> int:
         """Return how many processes of the colony `origin` wait."""
@@ -413,6 +428,26 @@ def _orders_of(entry: QueueEntry, lanes: list[tuple[str, str, str]]) -> Iterator
     if entry.waiting.label:
         yield (entry.colony, "", "", entry.waiting.label)
     yield from lanes
+
+
+def places_of(entry: QueueEntry, lanes: list[tuple[str, str, str]] | None = None) -> list[Place]:
+    """Return the shelves that an entry is on."""
+    place = entry.waiting.locationname.lower()
+    return [(*lane, place) for lane in (_lanes_of(entry) if lanes is None else lanes)]
+
+
+def places_for(candidate: Candidate) -> list[Place]:
+    """Return the shelves with what an executor may have."""
+    colony, kind = candidate.colony, candidate.executortype
+    name, place = candidate.name, candidate.location.lower()
+    found: list[Place] = [(colony, kind, "", "")]
+    if name:
+        found.append((colony, kind, name, ""))
+    if place:
+        found.append((colony, kind, "", place))
+    if name and place:
+        found.append((colony, kind, name, place))
+    return found
 
 
 def _limits(candidate: Candidate) -> tuple[int, int]:

@@ -385,7 +385,7 @@ class Processes:
             self.hooks.submitted(process)
             return
         if revision >= self.told:
-            self._enqueue(self._entry_of(process, revision))
+            self._enqueue(self.entry_of(process, revision))
 
     def settle(self, process: Process, revision: int) -> None:
         """Update memory after a transition is in the store, before the watch reports it."""
@@ -410,7 +410,7 @@ class Processes:
                 self.queue.take(entry)
             self.hooks.closed(process)
         elif ahead and (process.waitforparents or not process.peer):
-            self._enqueue(self._entry_of(process, revision))
+            self._enqueue(self.entry_of(process, revision))
 
     async def change(
         self, colony: str, processid: str, step: Callable[[Process, int], store.Transition | None]
@@ -610,7 +610,8 @@ class Processes:
             colony, mark.executortype, mark.prioritytime, processid, mark.waiting, revision, True
         )
 
-    def _entry_of(self, process: Process, revision: int) -> QueueEntry:
+    def entry_of(self, process: Process, revision: int) -> QueueEntry:
+        """Return the entry of a process whose queue key is, or would be, written at a revision."""
         return self._placed(
             process.colonyname,
             process.spec.conditions.executortype,

@@ -86,7 +86,8 @@ def test_a_shelf_finds_what_a_walk_in_order_finds(steps: list[tuple[str, Thing]]
             assert shelf.first(thing.cpu, thing.mem, thing) == min([*fit, thing], default=None) or (
                 shelf.first(thing.cpu, thing.mem, thing, may) == min([*fit, thing])
             )
-        assert sorted(shelf) == known
+        assert sorted(each for track in shelf.tracks() for each in track) == known
+        assert len(shelf) == len(known)
         assert bool(shelf) == bool(known)
 
 
@@ -178,7 +179,7 @@ def test_the_queue_hands_out_what_a_walk_over_a_sorted_list_does(
         _is_like(queue, sorted(waiting.values(), key=lambda e: (e.prioritytime, e.processid)))
     for pid in waiting:
         queue.remove(pid)
-    assert (queue._tracks, queue._shelves, queue._depths) == ({}, {}, {})
+    assert (queue._tracks, queue._shelves, queue._depths, queue._sent) == ({}, {}, {}, {})
 
 
 def _is_like(queue: Queue, model: list[QueueEntry]) -> None:

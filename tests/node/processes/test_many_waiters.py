@@ -14,20 +14,25 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import msgspec
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 from wsproto.events import Ping, Pong, TextMessage
 
 from cli.core.client import Client, encode
-from node.etcd.client import open_client
+from node.etcd.client import EtcdClient, open_client
 from node.host.clock import Clock
 from node.host.keys import PrivateKey
-from node.model.types import Conditions, Executor, FunctionSpec, Process, State
-from node.processes.queue import Candidate, Queue, QueueEntry
+from node.model.types import Conditions, Executor, FunctionSpec, Process, State, Waiting
+from node.processes import assignment
+from node.processes.queue import Candidate, Queue, QueueEntry, matches
 from node.processes.service import Processes
+from node.store import keys
 from node.streams import subscriptions as subscriptions
 from node.streams.subscriptions import SubscriptionFilter, Subscriptions
 from tests.node.etcd.support import start_store
@@ -43,6 +48,8 @@ EACH = WAITERS // TYPES
 SUBSCRIPTIONS = 200
 RUNNING = 1
 _SHELLS = 1024  # the open files that a login shell allows, unless told otherwise
+
+WORKER = Executor("b" * 64, "cli", "w", "dev")
 
 
 @pytest.fixture
@@ -345,6 +352,116 @@ async def test_a_submit_wakes_one_waiter_of_its_type(nursery: trio.Nursery, tmp_
             assert got == []
             assert queue.looks - before == 1
         waiting.cancel_scope.cancel()
+
+
+async def test_what_one_was_woken_for_goes_to_another_if_it_gets_something_better(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    """The poll of w is woken for what u could have as well, and finds what only w may have."""
+    got: dict[str, str] = {}
+    target = (await start_store(nursery, tmp_path / "etcd")).target
+    async with open_client(target) as client, trio.open_nursery() as waiting:
+        processes = Processes(client, Clock(time.time_ns))
+        assigner = assigning(processes)
+
+        async def wait(name: str) -> None:
+            executor = Executor(name * 64, "cli", name, "dev")
+            process = await assigner.assign(Candidate("dev", "cli", name), executor, 60)
+            got[name] = process.processid
+            if len(got) == 2:
+                waiting.cancel_scope.cancel()
+
+        for name in "wu":
+            waiting.start_soon(wait, name)
+            await wait_all_tasks_blocked(0.01)
+        # Another daemon submits both, and the watch tells of them at once.
+        ids = []
+        for names, priority in ((["w", "u"], 0), (["w"], 1)):
+            process = make()
+            process.spec.conditions.executornames = names
+            process.prioritytime -= priority * 10**18
+            ids.append(
+                (await Processes(client, Clock(time.time_ns)).submit(process, b"")).processid
+            )
+        for kv in sorted((await client.range_all(keys.QUEUE))[0], key=lambda kv: kv.mod_revision):
+            processes.apply(kv.key, kv.value, kv.mod_revision)
+        with trio.fail_after(20):
+            await trio.sleep_forever()
+    assert got == {"u": ids[0], "w": ids[1]}
+
+
+names, places = st.sampled_from(["", "ada", "bob"]), st.sampled_from(["", "Lab", "hall"])
+has = st.none() | st.integers(0, 9)
+polls = st.builds(Candidate, st.just("dev"), st.sampled_from("cg"), names, places, has, has)
+wants = st.builds(
+    Waiting,
+    st.lists(st.sampled_from(["ada", "bob"]), max_size=2),
+    places,
+    st.integers(0, 9),
+    st.integers(0, 9),
+    st.just(0),
+    st.just(""),
+    st.just("ann"),
+)
+
+
+@given(st.lists(polls, max_size=12), st.lists(st.tuples(st.sampled_from("cg"), wants), max_size=12))
+def test_the_first_poll_that_may_have_it_is_woken(
+    known: list[Candidate], offered: list[tuple[str, Waiting]]
+) -> None:
+    assigner = assigning(Processes(cast(EtcdClient, None), Clock(lambda: 1)))
+    waiters = [assigner._enter(candidate, WORKER, 0.0) for candidate in known]
+    idle = list(waiters)
+    for number, (executortype, waiting) in enumerate(offered):
+        entry = QueueEntry(number, str(number), 1, "dev", executortype, waiting)
+        free = msgspec.structs.replace(waiting, cpu=0, mem=0)
+        line = [each for each in idle if each.candidate.executortype == executortype]
+        suited = [each for each in line if matches(each.candidate, waiting)]
+        assert assigner.asking(entry) == sum(matches(each.candidate, free) for each in line)
+        assert assigner.suits(entry) == bool(suited)
+        assigner.offered(entry)
+        idle = [each for each in idle if each not in suited[:1]]
+        assert [each for each in waiters if not each.woken.is_set()] == idle
+    for waiter in waiters:
+        assigner._exit(waiter)
+    assert (assigner._waiters, assigner._idle) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"executornames": ["w999"]},
+        {"executornames": ["nobody"]},
+        {"locationname": "nowhere"},
+        {"mem": 2**40},
+        {"cpu": 64_000},
+    ],
+)
+def test_a_wake_up_passes_none_that_may_not_have_the_process(
+    wanted: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+
+    def counting(waiter: assignment._Waiter) -> int:
+        nonlocal asked
+        asked += 1
+        return -(waiter.candidate.cpu or 0)
+
+    def visits(count: int) -> int:
+        nonlocal asked
+        assigner = assigning(Processes(cast(EtcdClient, None), Clock(lambda: 1)))
+        for number in range(count):
+            place = f"place {number % 7}"
+            candidate = Candidate("dev", "cli", f"w{number}", place, 1000, 2**30)
+            assigner._enter(candidate, WORKER, 0.0)
+        waiting = msgspec.structs.replace(Waiting([], "", 0, 0, 0, "", "ann"), **wanted)
+        entry = QueueEntry(1, "p", 1, "dev", "cli", waiting)
+        asked = 0
+        assigner.offered(entry)
+        return asked
+
+    monkeypatch.setattr(assignment._Waiter, "cpu", property(counting))
+    assert visits(4000) == visits(1000) <= 8
 
 
 def test_what_was_told_is_not_remembered_for_ever(
