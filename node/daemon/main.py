@@ -446,7 +446,8 @@ async def _read_queue(node: Node, notifier: Notifier, status_line: str) -> None:
     reading, began = node.processes.reading, time.monotonic()
     if reading.under_way:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_tell_progress, reading, notifier, status_line)
+            telling = partial(_tell_progress, reading, notifier, status_line)
+            nursery.start_soon(keep_going, "progress of the queue", telling)
             await reading.ended()
             nursery.cancel_scope.cancel()
         log.info("queue read", keys=reading.read, seconds=round(time.monotonic() - began, 3))

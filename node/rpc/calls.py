@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -29,9 +29,7 @@ from node.model.errors import Denied
 from node.model.json import null_is_absent
 from node.model.types import Executor
 from node.rpc.replay import Once
-
-if TYPE_CHECKING:
-    from node.store.directory import Member
+from node.store.directory import Member
 
 # Strings, brackets and commas in one request, and in one that may hold many objects, or bytes as
 # numbers.
