@@ -16,8 +16,6 @@ import argparse
 import importlib.util
 import json
 import math
-import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -32,7 +30,7 @@ from typing import Any
 import trio
 
 from bench import raw
-from bench.daemon import BenchError, Daemon, child_called, filesystem, resident
+from bench.daemon import BenchError, Daemon, child_called, machine, resident
 
 ROOT = Path(__file__).resolve().parent.parent
 # Modules that measure other things than rates: `python -m bench.NAME [--quick] --dir DIR`.
@@ -243,8 +241,7 @@ def measure(place: Path, options: argparse.Namespace) -> dict[str, Any]:
             each.end()
         daemon.stop()
     return {
-        "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}, "
-        f"{filesystem(place)}",
+        "machine": machine(place),
         "seconds": options.seconds,
         "raw": {name: asdict(limit) for name, limit in limits.items()},
         "steps": ours.lines,
