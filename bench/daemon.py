@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -137,3 +138,14 @@ def filesystem(path: Path) -> str:
         ["stat", "-f", "-c", "%T", path], capture_output=True, text=True, check=False
     )
     return done.stdout.strip() or "unknown"
+
+
+def machine(place: Path) -> str:
+    """Return what figures depend on: cores, versions, and the file system of `place`."""
+    told = subprocess.run(["etcd", "--version"], capture_output=True, text=True, check=False)
+    etcd = told.stdout.partition("\n")[0].lower().replace(" version:", "")
+    release = platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
+    return (
+        f"{os.cpu_count()} cores, {release}, Python {platform.python_version()}, {etcd},"
+        f" {filesystem(place)}"
+    )

@@ -66,7 +66,14 @@ class Line:
     """One keep-alive connection with at most one request in flight."""
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
-        self.socket = socket.create_connection((host, port), timeout=REPLY_TIMEOUT)
+        self._place = (host, port)
+        self.socket = socket.socket()
+        self.renew()
+
+    def renew(self) -> None:
+        """Connect anew: a server may close a connection that was idle for some seconds."""
+        self.socket.close()
+        self.socket = socket.create_connection(self._place, timeout=REPLY_TIMEOUT)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._buffer = b""
 
@@ -311,23 +318,25 @@ class Load:
         The steps: `submit c=N` from N clients, `getprocess c=N`, `cycle E=N depth=D` of N
         executors, `wait D` until D processes wait, and `hand-over`.
         """
+        for line in self.lines:
+            line.renew()
         kind, *given = name.split()
         width = int(given[0].partition("=")[2] or given[0]) if given else 1
         tickets = for_seconds(seconds)
         if kind == "submit":
-            line = self.submits(name, width, tickets)
+            found = self.submits(name, width, tickets)
         elif kind == "getprocess":
-            line = self.reads(name, width, tickets)
+            found = self.reads(name, width, tickets)
         elif kind == "cycle":
-            line = self.cycles(name, width, tickets)
+            found = self.cycles(name, width, tickets)
         elif kind == "wait":
-            line = self.wait(name, width)
+            found = self.wait(name, width)
         elif kind == "hand-over":
-            line = self.hand_overs(name, rounds=max(50, int(seconds * 40)), pause=0.02)
+            found = self.hand_overs(name, rounds=max(50, int(seconds * 40)), pause=0.02)
         else:
             raise RuntimeError(f"{name}: no such step")
         self.check()
-        return line
+        return found
 
     def submits(self, step: str, clients: int, tickets: Iterator[object]) -> dict[str, object]:
         """Submit from so many clients, one ticket each."""

@@ -2,7 +2,8 @@
 
     scripts/bench                                      everything; --quick: less of everything
     scripts/bench --only load                          one section; of `load`, `sizes` and others
-    scripts/bench --upstream http://127.0.0.1:51080 --key KEY --upstream-pid server=PID
+    scripts/bench --upstream http://127.0.0.1:51080 --key KEY \\
+        --upstream-pid server=PID --upstream-pid postgres=PID
 
 Section `load` is the table of rates: each step is run against colonyd and then against upstream's
 server, by the same code (`bench.load`). The other sections are modules with a command line of their
@@ -15,8 +16,6 @@ import argparse
 import importlib.util
 import json
 import math
-import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -31,7 +30,7 @@ from typing import Any
 import trio
 
 from bench import raw
-from bench.daemon import BenchError, Daemon, child_called, filesystem, resident
+from bench.daemon import BenchError, Daemon, child_called, machine, resident
 
 ROOT = Path(__file__).resolve().parent.parent
 # Modules that measure other things than rates: `python -m bench.NAME [--quick] --dir DIR`.
@@ -159,7 +158,7 @@ def table(
 ) -> Iterator[str]:
     """Return the steps as lines: of hand-overs, rates are p50/p99 in ms."""
     yield (
-        f"{'step':24}{'colonyd':>10}{'upstream':>10}{'ratio':>7}{'wanted':>13} {'':4}"
+        f"{'step':24}{'colonyd':>14}{'upstream':>14}{'ratio':>7}{'wanted':>13} {'':4}"
         f"{'raw':>8}{'of raw':>8}{'p50':>8}{'p99':>8}  CPU ms: client, colonyd, etcd"
     )
     for step, line in ours.items():
@@ -180,7 +179,7 @@ def table(
             rest = (f"{name} {used:.2f}" for name, used in other["cpu_ms"].items())
             told += "  upstream: " + ", ".join(rest)
         yield (
-            f"{step:24}{rate:>10}{beside:>10}{_number(ratio, 'x'):>7}{wanted:>13}"
+            f"{step:24}{rate:>14}{beside:>14}{_number(ratio, 'x'):>7}{wanted:>13}"
             f" {verdict(reached):4}{_number(most):>8}{_number(100 * share, ' %'):>8}"
             f"{line['p50']:8.2f}{line['p99']:8.2f}{told}"
         )
@@ -200,9 +199,9 @@ def memory(
     }
     for step, sizes in seen.items():
         most = RESIDENT.get(step)
-        told = ", ".join(f"{name} {size:.0f}" for name, size in sizes.items())
+        told = ", ".join(f"{name} {size:.1f}" for name, size in sizes.items())
         wanted = f" (wanted: {most:.0f}, {verdict(sizes['colonyd'] <= most)})" if most else ""
-        beside = ", ".join(f"{name} {size:.0f}" for name, size in their_rest.items())
+        beside = ", ".join(f"{name} {size:.1f}" for name, size in their_rest.items())
         end = f"; upstream: {beside}" if beside and step == "at rest" else ""
         yield f"resident, MiB, {step}: {told}{wanted}{end}"
 
@@ -242,8 +241,7 @@ def measure(place: Path, options: argparse.Namespace) -> dict[str, Any]:
             each.end()
         daemon.stop()
     return {
-        "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}, "
-        f"{filesystem(place)}",
+        "machine": machine(place),
         "seconds": options.seconds,
         "raw": {name: asdict(limit) for name, limit in limits.items()},
         "steps": ours.lines,
