@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -170,7 +170,7 @@ class Table:
                 # The right and the room in the store may have changed while the call waited.
                 head = RequestHeader(nonce=caller.nonce, issuedat=caller.issued)
                 now = self.authorise(call, caller.id, request, head, Envelope(call.payloadtype))
-                caller = msgspec.structs.replace(now, submission=caller.submission)
+                caller = replace(now, submission=caller.submission)
                 if self.pressure.tight:
                     self._demand_room(call, caller.id)
             if call.heavy is not None and call.heavy(request):
