@@ -121,7 +121,7 @@ async def by_number(
     known. Each range that is read has an end, at first `span` after its begin, since etcd counts
     all keys of a range: so the keys behind a page do not add to its cost. Raises EtcdError.
     """
-    start, most = numbered(prefix, low), first or limit
+    start, most, seen = numbered(prefix, low), first or limit, 0
     while low < high:
         bound = min(high, low + span)
         try:
@@ -131,6 +131,7 @@ async def by_number(
                 raise
             most = max(1, most // 4)
             continue
+        seen += len(page.items)
         if page.items:
             yield page.items
             size = sum(len(kv.value) for kv in page.items)
@@ -140,11 +141,12 @@ async def by_number(
             start, low = last + "\0", number_of(last, prefix)
             span = max(1, bound - low)
             if page.count > 8 * limit:
-                span = max(1, span * 4 * limit // page.count)
+                span, seen = max(1, span * 4 * limit // page.count), 0
         else:
             start, low = numbered(prefix, bound), bound
-            if len(page.items) <= limit // 4:
-                span *= _WIDER
+            if seen <= 2 * limit:
+                span *= _WIDER if seen <= limit // 4 else 2
+            seen = 0
 
 
 async def newest_first(
@@ -163,28 +165,41 @@ async def newest_first(
 
 
 async def oldest_first(
-    client: EtcdClient, prefix: str, now: int, since: int, *, limit: int = _KEYS, first: int = 0
+    client: EtcdClient,
+    prefix: str,
+    now: int,
+    since: int,
+    *,
+    limit: int = _KEYS,
+    first: int = 0,
+    begins: Sequence[int] = (),
 ) -> Pages[KeyValue]:
     """Return keys with a prefix and a time (Unix ns) in 20 digits, after `since`.
 
-    Pages as of `by_number`.
+    Pages as of `by_number`. `begins` are times after which many keys may follow: ranges are short
+    again there. Until the first of them few keys are expected, if `since` leaves none out.
     """
     low = max(0, since + 1)
     near = max(low, now)
-    for begin, high, span in ((low, near, _SPAN), (near, _TOP + 1, _TOP)):
-        found = by_number(client, prefix, begin, high, span=span, limit=limit, first=first)
+    known = sorted({time for time in begins if low < time < near})
+    # Few or no keys are later than now: one range has them.
+    spans = [_TOP if known and not low else _SPAN, *(_SPAN for _ in known), _TOP]
+    for high, span in zip([*known, near, _TOP + 1], spans, strict=True):
+        found = by_number(client, prefix, low, high, span=span, limit=limit, first=first)
         async with aclosing(found) as pages:
             async for page in pages:
                 yield page
+        low = high
 
 
 async def last_begin(
-    client: EtcdClient, prefix: str, now: int, since: int, count: int
+    client: EtcdClient, prefix: str, now: int, since: int, count: int, *, last: int = 0
 ) -> tuple[int, int]:
     """Return a time (Unix ns) from which on there are `count` keys or somewhat more, and how many.
 
     They are after `since`, and fewer if there are no more. Keys have a time in 20 digits after the
-    prefix. No values are read. Raises EtcdError.
+    prefix. Before the time `last`, if it is given, there may be many keys. No values are read.
+    Raises EtcdError.
     """
     low = max(0, since + 1)
 
@@ -193,10 +208,13 @@ async def last_begin(
         page = await client.range(prefix, limit=1, start=start, end=end, keys_only=True)
         return page.count
 
-    late, begin, span = _TOP + 1, max(low, now), _SPAN
+    near, span = now, _SPAN
+    late, begin = _TOP + 1, max(low, now)
     while (count_there := await there(begin)) < count and begin > low:
-        late, begin = begin, max(low, now - span)
+        late, begin = begin, max(low, near - span)
         span *= _WIDER
+        if begin < last < late:
+            begin, near, span = last, last, _SPAN
     while count_there > 2 * count and late - begin > 1:
         middle = (begin + late) // 2
         if (fewer := await there(middle)) < count:

@@ -7,7 +7,7 @@ the caller checks rights.
 from __future__ import annotations
 
 import socket
-from collections import defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ import trio
 
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdError
-from node.etcd.pages import Pages, below, each, values
+from node.etcd.pages import Pages, below, by_number, each, values, whole
 from node.etcd.txn import Delete, DeletePrefix, Get, ModRevision, Present, Put, Txn
 from node.files.blobs import BlobStore
 from node.files.tickets import Tickets
@@ -37,6 +37,7 @@ log = get_logger("files")
 _TRIES = 8
 # Versions removed or read in one transaction: each takes up to three operations.
 _AT_ONCE = 30
+_SPARE = 1_000  # versions that are added without counting again
 # Ids are kept as 32 bytes, and a value must stay below etcd's 1.5 MiB.
 MAX_SNAPSHOT = 30_000
 # Seconds between two sweeps of the bytes, at most.
@@ -77,6 +78,8 @@ class Files:
     max_body: int = 2 << 20
     _quiet: float = 0.0  # trio's time until which nothing is swept
     _locks: defaultdict[str, trio.Lock] = field(default_factory=lambda: defaultdict(trio.Lock))
+    # How many versions a colony may add before they are counted again.
+    _spare: Counter[str] = field(default_factory=Counter)
 
     # -- reading -------------------------------------------------------------------------
 
@@ -98,10 +101,18 @@ class Files:
 
     async def newest(self, colony: str, label: str, name: str, count: int = 1) -> list[File]:
         """Return the newest versions of one file, at most `count`, newest first."""
-        prefix = store.versions(colony, label, name)
-        return [
-            unpack(kv.value, File) for kv in (await self.client.range(prefix, limit=count)).items
-        ]
+        known = await self.client.get(store.names(colony, label) + name)
+        if known is None:
+            return []
+        low, high = store.numbers(unpack(known.value, Newest).sequencenr)
+        prefix, files = store.versions(colony, label, name), list[File]()
+        found = by_number(self.client, prefix, low, high, span=count, limit=count)
+        async with aclosing(found) as pages:
+            async for page in pages:
+                files += [unpack(kv.value, File) for kv in page]
+                if len(files) >= count:
+                    break
+        return files[:count]
 
     def listing(self, colony: str, label: str) -> Pages[FileData]:
         """Return the newest version of each file directly under a label, by name, in pages."""
@@ -184,12 +195,18 @@ class Files:
     async def _require_room(self, file: File) -> None:
         """Raise TooMany unless a colony may have one more version.
 
-        Counting is slow: to be called only for a colony that ever added as many.
+        Counting is slow: to be called only for a colony that ever added as many, and not done for
+        each version while there is room for more.
         """
         colony = file.colonyname
+        if self._spare[colony] > 0:
+            self._spare[colony] -= 1
+            return
         count = await self.client.count(store.by_id(colony, ""))
         if await self.get(colony, file.fileid) is None:
             self.quotas.require("colony_files", f"colony {colony!r}", count, "versions of files")
+        # The other half is for other daemons.
+        self._spare[colony] = min(_SPARE, (self.quotas.limits.colony_files - count) // 2)
 
     def _kept(self, file: File, held: Held | None) -> bool:
         """Return whether the bytes of a file are kept; if they are here, begin their grace anew."""
@@ -215,16 +232,22 @@ class Files:
     async def remove_all(self, colony: str, label: str, name: str) -> None:
         """Remove all versions of one file, the oldest first: the newest is shown to the end."""
         async with self._locks[colony]:
-            tries = _TRIES
-            while tries:
-                victims: deque[File] = deque(maxlen=_AT_ONCE)
-                async for page in self.versions(colony, label, name):
-                    victims.extend(page)
-                if not victims:
+            for _ in range(_TRIES):
+                found = below(self.client, store.versions(colony, label, name), keys_only=True)
+                if await self._remove_versions(colony, [kv.key for kv in await whole(found)]):
                     return
-                if not await self._remove(colony, list(victims)):
-                    tries -= 1
         raise Conflict("name: others change the files of this colony too fast; try again")
+
+    async def _remove_versions(self, colony: str, names: list[str]) -> bool:
+        """Remove the versions with these keys, the last ones first; return False after a lost
+        race.
+        """
+        while some := names[-_AT_ONCE:]:
+            victims = [unpack(kv.value, File) for kv in await whole(values(self.client, some))]
+            if not victims or not await self._remove(colony, victims):
+                return False
+            del names[-_AT_ONCE:]
+        return True
 
     async def _remove(self, colony: str, victims: Sequence[File]) -> bool:
         """Remove versions of one file in one transaction; return False after a lost race."""

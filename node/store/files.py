@@ -136,6 +136,11 @@ def version(colony: str, place: Place) -> str:
     return f"{prefix}{_TOP - place.sequencenr:020d}"
 
 
+def numbers(sequencenr: int) -> tuple[int, int]:
+    """Return the number in the key of a version, and one that is behind those of all older ones."""
+    return _TOP - sequencenr, _TOP + 1
+
+
 def by_id(colony: str, fileid: str) -> str:
     """Return the key of the place of a version."""
     return f"{keys.ROOT}fileid/{colony}/{fileid}"

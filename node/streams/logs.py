@@ -5,20 +5,22 @@ The caller checks rights.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import aclosing
 
-from node.etcd.client import EtcdClient
-from node.etcd.pages import Pages, below, last_begin, numbered, oldest_first
+from node.etcd.client import EtcdClient, KeyValue
+from node.etcd.pages import Pages, below, by_number, last_begin, numbered, oldest_first
 from node.etcd.txn import Get, Put, Txn
 from node.model.codec import pack, unpack
 from node.model.errors import Invalid
-from node.model.types import Log
+from node.model.types import SECOND, Log
 from node.store import keys
 from node.store.work import logs as store
 
 # Lines that one search looks at: some seconds.
 MAX_LOOKED_AT = 50_000
 _PAGE = 50
+_RECENT = 1_000 * SECOND  # ns before its end which a search reads from first
 _FIRST = 8  # lines that are read first: they may be long
 
 
@@ -41,20 +43,32 @@ def puts(log: Log) -> list[Put]:
 
 
 async def lines(
-    client: EtcdClient, prefix: str, count: int, *, since: int, now: int, latest: bool
+    client: EtcdClient,
+    prefix: str,
+    count: int,
+    *,
+    since: int,
+    now: int,
+    latest: bool,
+    begins: Sequence[int] = (),
+    last: int = 0,
 ) -> Pages[Log]:
     """Return at most `count` lines below a prefix that are newer than `since`, oldest first, in
     pages.
 
-    These are the first such lines or, with `latest`, the last ones. Times in Unix ns. Raises
-    EtcdError.
+    These are the first such lines or, with `latest`, the last ones. The first line may have come
+    at one of the times `begins`, the last one at `last`: that only makes it cheaper. Times in Unix
+    ns. Raises EtcdError.
     """
     if count == 0:
         return
-    found, skipped = oldest_first(client, prefix, now, since, limit=_PAGE, first=_FIRST), 0
+    skipped = 0
     if latest:
-        begin, there = await last_begin(client, prefix, now, since, count)
+        begin, there = await last_begin(client, prefix, now, since, count, last=last)
         found, skipped = below(client, prefix, start=numbered(prefix, begin)), max(0, there - count)
+    else:
+        most = max(_PAGE, count)
+        found = oldest_first(client, prefix, now, since, limit=most, first=_FIRST, begins=begins)
     async with aclosing(found) as pages:
         async for page in pages:
             part, skipped = page[skipped:], max(0, skipped - len(page))
@@ -74,34 +88,33 @@ async def search(
     has the text and there are more.
     """
     found: list[Log] = []
-    looked_at = 0
-    for number in range(until // store.BUCKET, since // store.BUCKET - 1, -1):
-        prefix = store.bucket(colony, number)
-        start: str | None = None
-        while True:
-            page = await client.range(prefix, limit=_PAGE, start=start, keys_only=True)
-            places = [store.parse(kv.key) for kv in page.items]
-            gets = [
-                Get(keys.executor_logs(colony, name) + keys.log_place(timestamp))
-                for timestamp, name in places
-                if timestamp > since
-            ]
-            looked_at += len(gets)
-            result = await client.commit(Txn([], gets)) if gets else None
-            for kv in (kv for kvs in (result.responses if result else ()) for kv in kvs):
-                line = unpack(kv.value, Log)
-                if text in line.message:
-                    found.append(line)
-                    if len(found) == count:
+    looked_at, span = 0, store.BUCKET - until % store.BUCKET + _RECENT
+    for prefix, low, high in store.stretches(colony, since, until):
+        before = looked_at
+        places = by_number(client, prefix, low, high, span=span, limit=_PAGE)
+        async with aclosing(places) as pages:
+            async for page in pages:
+                if looked_at >= MAX_LOOKED_AT:
+                    if found:
                         return found
-            if not page.more or len(gets) < len(places):
-                break
-            if looked_at >= MAX_LOOKED_AT:
-                if found:
-                    return found
-                raise Invalid(
-                    f"text: not in the newest {looked_at} lines; ask for fewer days, or for the"
-                    " lines of one process or executor"
-                )
-            start = page.items[-1].key + "\0"
+                    raise Invalid(
+                        f"text: not in the newest {looked_at} lines; ask for fewer days, or for the"
+                        " lines of one process or executor"
+                    )
+                looked_at += len(page)
+                found += [
+                    line for line in await _lines(client, colony, page) if text in line.message
+                ]
+                if len(found) >= count:
+                    return found[:count]
+        # The next bucket may be as full as this one.
+        span = max(1, 4 * _PAGE * (high - low) // max(1, looked_at - before))
     return found
+
+
+async def _lines(client: EtcdClient, colony: str, places: Sequence[KeyValue]) -> list[Log]:
+    """Return the lines at places of the index; lines that are gone by now are left out."""
+    known = [store.parse(kv.key) for kv in places]
+    gets = [Get(keys.executor_logs(colony, name) + keys.log_place(time)) for time, name in known]
+    found = (await client.commit(Txn([], gets))).responses
+    return [unpack(kv.value, Log) for kvs in found for kv in kvs]

@@ -42,7 +42,10 @@ calls: Calls[Node] = Calls("Logs")
 async def rows(node: Node, prefix: str, request: req.GetLogs) -> Rows:
     some, now = False, node.clock.now()
     count, since, latest = request.count, request.since, request.latest
-    lines = logs.lines(node.client, prefix, count, since=since, now=now, latest=latest)
+    begins, last = await _times(node, request)
+    lines = logs.lines(
+        node.client, prefix, count, since=since, now=now, latest=latest, begins=begins, last=last
+    )
     async with aclosing(lines) as pages:
         async for page in pages:
             some = True
@@ -54,6 +57,23 @@ async def rows(node: Node, prefix: str, request: req.GetLogs) -> Rows:
         node.members.executor(request.colonyname, request.executorname)
     elif await node.processes.load(request.colonyname, request.processid) is None:
         raise NotFound(f"processid: no process {request.processid[:80]!r} in the colony")
+
+
+async def _times(node: Node, request: req.GetLogs) -> tuple[list[int], int]:
+    """Return times at which the first line may have come, and when the last one may have (Unix ns,
+    0 if that is not known).
+    """
+    if request.executorname:
+        executors = node.directory.roster(request.colonyname).executors
+        if request.executorname in executors:
+            executor = node.members.executor(request.colonyname, request.executorname)
+            return [executor.commissiontime], executor.lastheardfromtime
+    elif request.latest or request.since <= 0:
+        known = await node.processes.load(request.colonyname, request.processid)
+        if known is not None:
+            process = known[0]
+            return [process.submissiontime, process.starttime], process.endtime
+    return [], 0
 
 
 @calls.row("addlogmsg", req.AddLog, Who.SIGNED, rights=ASSIGNED, once=Once.TOGETHER)

@@ -5,11 +5,12 @@ The lines themselves are under `keys.executor_logs`; the keys here have no value
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from node.model.names import in_key, of_key
 from node.store import keys
 
-# The span of a bucket in ns, some 2.8 hours: etcd counts every key of a range that it reads from,
-# so a walk through all of a long history in one range would pay for all of it at each page.
+# The span of a bucket in ns, some 2.8 hours.
 BUCKET = 10**13
 _TOP = (1 << 63) - 1
 _TOP_BUCKET = _TOP // BUCKET
@@ -18,6 +19,17 @@ _TOP_BUCKET = _TOP // BUCKET
 def bucket(colony: str, number: int) -> str:
     """Return the prefix of the lines of one bucket, newest first."""
     return f"{keys.ROOT}logtime/{colony}/{_TOP_BUCKET - number:06d}/"
+
+
+def stretches(colony: str, since: int, until: int) -> Iterator[tuple[str, int, int]]:
+    """Return the buckets of all lines after `since` (Unix ns), newest first: the prefix of each,
+    and the number in its keys from which on and before which they are.
+
+    Lines after `until` are in the first one, too: those of its bucket.
+    """
+    for number in range(until // BUCKET, since // BUCKET - 1, -1):
+        begin, end = number * BUCKET, (number + 1) * BUCKET
+        yield bucket(colony, number), _TOP - end + 1, _TOP - max(since, begin - 1)
 
 
 def place(colony: str, timestamp: int, executorname: str) -> str:

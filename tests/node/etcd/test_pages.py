@@ -72,11 +72,17 @@ async def test_whatever_the_times_all_keys_come_once_and_in_order(client: EtcdCl
                 ]
                 found = pages.newest_first(client, down, NOW, since, limit=limit)
                 assert names_of(await pages.whole(found)) == wanted, (kind, limit, since)
-                begin, there = await pages.last_begin(client, up, NOW, since, limit)
                 after = [name for name in ups if pages.number_of(name, up) > since]
-                from_there = [name for name in ups if pages.number_of(name, up) >= begin]
-                assert begin > since
-                assert there == len(from_there) >= min(limit, len(after)), (kind, limit, since)
+                for last in (0, NOW - 90 * SECOND, 6):
+                    asked = client, up, NOW, since, limit
+                    begin, there = await pages.last_begin(*asked, last=last)
+                    from_there = [name for name in ups if pages.number_of(name, up) >= begin]
+                    assert begin > since
+                    assert there == len(from_there) >= min(limit, len(after)), (kind, limit, since)
+                found = pages.oldest_first(
+                    client, up, NOW, since, limit=limit, begins=[5, NOW - 3, NOW - 90 * SECOND]
+                )
+                assert names_of(await pages.whole(found)) == after, (kind, limit, since)
 
 
 async def test_pages_grow_by_what_is_in_them_and_end_where_they_should(client: EtcdClient) -> None:

@@ -17,16 +17,18 @@ from hypothesis import strategies as st
 from pycolonies import Colonies
 
 from cli.core.client import RpcError, decode, encode
-from node.etcd.client import open_client
+from node.etcd.client import EtcdClient, Range, open_client
 from node.etcd.txn import Put, Txn
 from node.files.catalog import MAX_SNAPSHOT, Files
 from node.files.labels import check_name, normalise_label
+from node.host.config import QuotasConfig
 from node.model.codec import pack
 from node.model.errors import RpcError as Refusal
 from node.model.ids import new_id
+from node.processes.quotas import Quotas
 from node.store import files as store
 from node.store import keys
-from node.store.files import Newest, Snapshot
+from node.store.files import File, Newest, Reference, Snapshot
 from tests.support.daemons import Daemon
 from tests.support.files import another_colony, files_of
 
@@ -178,6 +180,58 @@ async def test_all_of_many_versions_are_removed(lone_daemon: Daemon) -> None:
         assert await files.call("getfilelabelsmsg", name=label) == [{"name": label, "files": 1}]
         with pytest.raises(RpcError, match="no such file"):
             await files.call("getfilemsg", label=label, name="a", latest=True)
+
+
+async def test_many_versions_cost_no_more_than_few(
+    client: EtcdClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = Files(client, time.time_ns, quotas=Quotas(limits=QuotasConfig(colony_files=150)))
+    read, count, counted, given = client.range, client.count, 0, 0
+
+    async def reading(*args: Any, **more: Any) -> Range:
+        nonlocal counted, given
+        page = await read(*args, **more)
+        counted, given = counted + page.count, given + sum(1 for kv in page.items if kv.value)
+        return page
+
+    async def counting(prefix: str) -> int:
+        nonlocal counted
+        counted += (there := await count(prefix))
+        return there
+
+    monkeypatch.setattr(client, "range", reading)
+    monkeypatch.setattr(client, "count", counting)
+    await client.put(keys.colony("c"), b"")
+
+    async def add(name: str, number: int) -> File:
+        checksum = f"{name}{number}"
+        return await files.add(File(new_id(), "c", "/x", name, 1, checksum, "sha256", Reference()))
+
+    for size, name in ((30, "few"), (120, "many")):
+        for number in range(size):
+            newest = await add(name, number)
+        counted = 0
+        assert await files.newest("c", "/x", name) == [newest]
+        assert counted <= 1
+        some = await files.newest("c", "/x", name, 5)
+        assert [file.checksum for file in some] == [f"{name}{size - n}" for n in range(1, 6)]
+        assert counted <= 40
+        counted = 0
+        await files.remove("c", newest.fileid)
+        assert (await files.newest("c", "/x", name))[0].checksum == f"{name}{size - 2}"
+        assert counted <= 40
+    given = 0
+    await files.remove_all("c", "/x", "many")
+    assert given <= 31, "each version was read for each transaction: 325"
+    assert await files.newest("c", "/x", "many") == []
+    assert len(await files.newest("c", "/x", "few", 100)) == 29
+    # As many were added already as there may be, so that the versions are counted: now and then.
+    counted = 0
+    for number in range(150 - 29):
+        await add("more", number)
+    assert counted <= 1_500, "for each version: 10,800"
+    with pytest.raises(Refusal, match="has 150 versions of files"):
+        await add("more", 0)
 
 
 async def test_additions_at_the_same_time_all_count(lone_daemon: Daemon) -> None:
