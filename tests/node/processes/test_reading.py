@@ -36,10 +36,8 @@ class Slow(Meddled):
     def __init__(self, client: EtcdClient) -> None:
         super().__init__(client)
         self.go_on = trio.Event()
-        self.reads = 0
 
     async def range(self, prefix: str, *, start: str | None = None, **how: Any) -> Range:
-        self.reads += 1
         if prefix == keys.QUEUE and start not in (None, prefix):
             await self.go_on.wait()
         return await self._client.range(prefix, start=start, **how)
@@ -81,6 +79,17 @@ async def test_it_starts_after_the_first_page(started: tuple[Node, Slow]) -> Non
     assert str(node.processes.reading) == f"reading the queue: {FIRST} of {WAITING}"
     await read_on(node, store)
     assert node.processes.queue.count("dev") == WAITING
+
+
+async def test_what_was_submitted_alike_is_in_memory_once(started: tuple[Node, Slow]) -> None:
+    node, store = started
+    await node.processes.submit(make(), b"")
+    await read_on(node, store)
+    entries = list(node.processes.queue.entries.values())
+    assert len(entries) == WAITING + 1
+    assert len({id(entry.waiting) for entry in entries}) == 1
+    assert len({id(entry.colony) for entry in entries}) == 1
+    assert len({id(entry.executortype) for entry in entries}) == 1
 
 
 async def test_what_is_first_is_handed_out_and_what_may_not_be_first_waits(
