@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -33,6 +34,8 @@ from node.store import keys
 from node.store.work import processes as store
 from node.store.work.submissions import shrink
 from node.tasks.offload import apart
+
+T = TypeVar("T")
 
 # Tries of one change, each with fresh values after a lost race. More mean that something is wrong.
 _TRIES = 8
@@ -555,25 +558,28 @@ def require_assigned(process: Process, identity: str) -> None:
 
 
 @lru_cache(maxsize=4096)
-def _same(text: str) -> str:
-    """Return the first of equal texts: thousands of processes share a type, a label, a member."""
-    return text
+def _same(value: T) -> T:
+    """Return the first of equal values: thousands of processes share a type, a label, a member."""
+    return value
 
 
 def _shared(waiting: Waiting) -> Waiting:
-    """Return a value whose parts are shared with those of other processes, for memory's sake."""
-    return Waiting(
-        waiting.executornames or _NO_NAMES,
-        _same(waiting.locationname),
-        waiting.cpu,
-        waiting.mem,
-        waiting.waitdeadline,
-        _same(waiting.label),
-        _same(waiting.initiatorname),
-        _same(waiting.origin),
-        waiting.maxwaittime,
-        waiting.priority,
-    )
+    """Return a value that is shared with other processes, as a whole or in parts, for memory's
+    sake.
+    """
+    names, *rest = msgspec.structs.astuple(waiting)
+    make = _shared_parts if waiting.waitdeadline else _shared_whole
+    return make(tuple(names), *rest)
+
+
+def _shared_parts(names: tuple[str, ...], place: str, cpu: int, mem: int, *rest: Any) -> Waiting:
+    deadline, label, initiator, origin, *others = rest
+    texts = _same(label), _same(initiator), _same(origin)
+    known = list(names) or _NO_NAMES
+    return Waiting(known, _same(place), cpu, _same(mem), deadline, *texts, *others)
+
+
+_shared_whole = lru_cache(maxsize=4096)(_shared_parts)
 
 
 def _light(process: Process) -> Process:
