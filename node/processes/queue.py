@@ -468,6 +468,8 @@ class RunningSet:
     # As in `Queue`.
     owners: dict[tuple[str, str], int] = field(default_factory=dict)
     _order: dict[str, SortedSet[tuple[int, str]]] = field(default_factory=dict)
+    # The processes of each executor, by its colony and id.
+    _executors: dict[tuple[str, str], dict[str, None]] = field(default_factory=dict)
     _ended: dict[str, int] = field(default_factory=dict)
     _origins: Counter[str] = field(default_factory=Counter)
     due: DeadlineHeap = field(default_factory=DeadlineHeap)
@@ -496,6 +498,7 @@ class RunningSet:
         if order is None:
             order = self._order[colony] = SortedSet()
         order.add((running.starttime, processid))
+        self._executors.setdefault((colony, running.executorid), {})[processid] = None
         if running.origin:
             self._origins[running.origin] += 1
         else:
@@ -515,6 +518,10 @@ class RunningSet:
                 del self._origins[running.origin]
         else:
             count_owner(self.owners, colony, running.initiatorname, -1)
+        mine = self._executors[colony, running.executorid]
+        del mine[processid]
+        if not mine:
+            del self._executors[colony, running.executorid]
         order = self._order[colony]
         order.discard((running.starttime, processid))
         if not order:
@@ -563,11 +570,7 @@ class RunningSet:
 
     def of_executor(self, colony: str, executorid: str) -> list[str]:
         """Return the ids of the processes that an executor runs."""
-        return [
-            processid
-            for processid, (home, running, _) in self.entries.items()
-            if home == colony and running.executorid == executorid
-        ]
+        return list(self._executors.get((colony, executorid), ()))
 
     def origin_of(self, processid: str) -> str:
         """Return the id of the colony that a running process came from; "" if it is ours or

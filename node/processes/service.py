@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
+from typing import TypeVar
 
 import msgspec
 import trio
@@ -37,6 +38,8 @@ from node.store.work import processes as store
 from node.store.work.cache import ProcessCache
 from node.store.work.submissions import shrink
 from node.tasks.offload import apart
+
+T = TypeVar("T")
 
 # Tries of one change, each with fresh values after a lost race. More mean that something is wrong.
 _TRIES = 8
@@ -665,9 +668,9 @@ def require_assigned(process: Process, identity: str) -> None:
 
 
 @lru_cache(maxsize=4096)
-def _same(text: str) -> str:
-    """Return the first of equal texts: thousands of processes share a type, a label, a member."""
-    return text
+def _same(value: T) -> T:
+    """Return the first of equal values: thousands of processes share a type, a label, a member."""
+    return value
 
 
 @lru_cache(maxsize=_ALIKE)
@@ -680,7 +683,7 @@ def _waiting(value: bytes) -> Waiting:
         waiting.executornames or _NO_NAMES,
         _same(waiting.locationname),
         waiting.cpu,
-        waiting.mem,
+        _same(waiting.mem),
         waiting.waitdeadline,
         _same(waiting.label),
         _same(waiting.initiatorname),

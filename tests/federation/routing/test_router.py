@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -464,7 +463,7 @@ async def test_what_left_and_came_back_is_known_by_where_it_was_tried(client: Et
     )
     await client.put(ant.federation.keys.proof(process.processid), pack(record))
     (entry,) = ant.processes.queue.entries.values()
-    ant.processes.queue.add(replace(entry, revision=entry.revision + 1))
+    ant.processes.queue.add(msgspec.structs.replace(entry, revision=entry.revision + 1))
     ant.hear(bee, 3)
     for _ in range(3):
         _patience_over(ant)

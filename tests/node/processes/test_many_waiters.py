@@ -427,6 +427,32 @@ def test_the_first_poll_that_may_have_it_is_woken(
     assert (assigner._waiters, assigner._idle) == ({}, {})
 
 
+@given(
+    st.lists(polls, max_size=12),
+    st.lists(st.tuples(st.sampled_from("cg"), wants, st.sampled_from(["", "a", "b"])), max_size=12),
+)
+def test_room_for_a_colony_wakes_the_first_poll_of_each_type_that_may_have_one_of_its_processes(
+    known: list[Candidate], waiting: list[tuple[str, Waiting, str]]
+) -> None:
+    processes = Processes(cast(EtcdClient, None), Clock(lambda: 1))
+    assigner = assigning(processes)
+    waiters = [assigner._enter(candidate) for candidate in known]
+    for number, (executortype, wanted, origin) in enumerate(waiting):
+        sent = msgspec.structs.replace(wanted, origin=origin)
+        processes.queue.add(QueueEntry(number, str(number), 1, "dev", executortype, sent))
+    assigner.freed("a")
+    expected = []
+    for executortype in "cg":
+        there = [
+            wanted for kind, wanted, origin in waiting if (kind, origin) == (executortype, "a")
+        ]
+        line = [each for each in waiters if each.candidate.executortype == executortype]
+        expected += [each for each in line if any(matches(each.candidate, w) for w in there)][:1]
+    assert {each.number for each in waiters if each.woken.is_set()} == {
+        each.number for each in expected
+    }
+
+
 @pytest.mark.parametrize(
     "wanted",
     [
