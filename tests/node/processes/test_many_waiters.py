@@ -436,7 +436,7 @@ def test_room_for_a_colony_wakes_the_first_poll_of_each_type_that_may_have_one_o
 ) -> None:
     processes = Processes(cast(EtcdClient, None), Clock(lambda: 1))
     assigner = assigning(processes)
-    waiters = [assigner._enter(candidate) for candidate in known]
+    waiters = [assigner._enter(candidate, WORKER, 0.0) for candidate in known]
     for number, (executortype, wanted, origin) in enumerate(waiting):
         sent = msgspec.structs.replace(wanted, origin=origin)
         processes.queue.add(QueueEntry(number, str(number), 1, "dev", executortype, sent))
