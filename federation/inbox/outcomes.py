@@ -5,6 +5,7 @@ Colonies poll for them (`/v2/outcomes`). `inbox.accept` takes their submissions 
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -22,11 +23,14 @@ from federation.wire.envelope import MAX_LIFETIME, Kind, VerifiedMessage, inspec
 from federation.wire.messages import Outcome, Outcomes, Poll, load
 from federation.wire.signer import cti_of
 from federation.wire.sizes import SIZES
+from node.etcd.client import KeyValue
 from node.etcd.txn import Delete, Op, Txn
 from node.model.codec import unpack
 from node.model.types import Process, State
+from node.tasks.sync import gather
 
 _PAGE = 64  # outcomes in one answer
+_TOGETHER = 8  # outcomes made at a time: each may have megabytes
 _PAGE_BYTES = 2_000_000  # of outcomes in one answer, unless one alone is larger
 _ERRORS = 1_000  # errors of one process that are sent
 _WEIGHT = 8  # processes in a poll that count as one message
@@ -130,17 +134,23 @@ class OutcomeQueue:
             self._correct(issuer, before, {item.key[len(prefix) :] for item in listing.items})
         sealed: dict[str, bytes] = {}
         total = 0
-        for item in listing.items:
-            pid = item.key[len(prefix) :]
-            outcome = await self._outcome(issuer, pid, item.value.decode())
-            total += len(outcome)
-            if sealed and total > _PAGE_BYTES:
-                break
-            sealed[pid] = outcome
+
+        def make(item: KeyValue) -> Awaitable[bytes]:
+            return self._outcome(issuer, item.key[len(prefix) :], item.value.decode())
+
+        for start in range(0, len(listing.items), _TOGETHER):
+            part = listing.items[start : start + _TOGETHER]
+            # Their reads go together.
+            for outcome in await gather(make, part, _TOGETHER):
+                total += len(outcome)
+                if sealed and total > _PAGE_BYTES:
+                    return sealed
+                sealed[listing.items[len(sealed)].key[len(prefix) :]] = outcome
         return sealed
 
     async def _outcome(self, issuer: str, pid: str, localpid: str) -> bytes:
-        found = await self.context.client.get(self.context.keys.receipt_record(issuer, pid))
+        key = self.context.keys.receipt_record(issuer, pid)
+        found = await self.context.processes.reads.get(key)
         receipt_record = unpack(found.value, ReceiptRecord) if found else None
         attempt, request = 1, OriginRequest()
         if receipt_record is not None:

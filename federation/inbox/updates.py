@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 
@@ -22,8 +23,10 @@ from node.members.service import Members
 from node.model.codec import unpack
 from node.model.types import Log, Process, State
 from node.store import keys as node_keys
+from node.tasks.sync import gather
 
 _BYTES = 600_000  # bytes of updates in one answer, before the last one
+_TOGETHER = 8  # processes read at a time
 _PAGE = 101  # lines read in one transaction
 _REMEMBERED = 4096
 _SAID = 100  # messages of one process in one answer
@@ -99,15 +102,16 @@ class UpdatePublisher:
             if pid not in follows and (known := await self._place(issuer, pid)) is not None:
                 follows[pid] = Follow(pid, known.attempt)
         found: list[bytes] = []
-        room = _BYTES
-        for follow in follows.values():
-            if room <= 0:
-                return found, True
-            news = await self._about(issuer, follow)
-            if news is not None:
-                data = dump(news)
-                room -= len(data)
-                found.append(data)
+        room, asked = _BYTES, list(follows.values())
+        for start in range(0, len(asked), _TOGETHER):
+            part = asked[start : start + _TOGETHER]
+            for news in await gather(partial(self._about, issuer), part, _TOGETHER):
+                if room <= 0:
+                    return found, True
+                if news is not None:
+                    data = dump(news)
+                    room -= len(data)
+                    found.append(data)
         self.told += len(found)
         return found, False
 
@@ -115,7 +119,8 @@ class UpdatePublisher:
         """Return our process for another colony's process id; once stored, it never changes."""
         known = self._places.get((issuer, pid))
         if known is None:
-            found = await self.context.client.get(self.context.keys.receipt_record(issuer, pid))
+            key = self.context.keys.receipt_record(issuer, pid)
+            found = await self.context.processes.reads.get(key)
             receipt_record = unpack(found.value, ReceivedProcess) if found is not None else None
             if receipt_record is None or not receipt_record.localpid:
                 return None

@@ -18,7 +18,7 @@ from federation.forward import machine
 from federation.forward.machine import Effect, Forward, ProcessAction, RouteTrace
 from federation.outbox.entries import Marks, OutboxEntries, OutboxEntry
 from federation.peers.context import Context
-from node.etcd.txn import Delete, Get, ModRevision, Op, Put, Txn
+from node.etcd.txn import Compare, Delete, Get, ModRevision, Op, Put, Txn
 from node.model.codec import pack, unpack
 from node.model.errors import Conflict, NotFound
 from node.model.types import Process, State
@@ -230,17 +230,23 @@ class Outbox:
                 entry.due, entry.tries = 0.0, 0
             entry.forward, entry.revision = forward, revision
 
-    async def save(self, entry: OutboxEntry, forward: Forward, before: Forward) -> bool:
+    async def save(
+        self,
+        entry: OutboxEntry,
+        forward: Forward,
+        before: Forward,
+        compare: Sequence[Compare] = (),
+    ) -> bool:
         """Write what follows from `before`. Return False if the forward was changed meanwhile.
 
-        After False it is read again: a cancel that came while a message was on its way must not be
-        lost to the outcome of that message.
+        It also is False if `compare` does not hold. After False the forward is read again: a cancel
+        that came while a message was on its way must not be lost to the outcome of that message.
         """
         if entry.forward is not before:
             self.mark(forward)
             return False
         key = self.context.keys.forward(forward.peer, forward.processid)
-        txn = Txn([ModRevision(key, entry.revision)], [Put(key, pack(forward))])
+        txn = Txn([ModRevision(key, entry.revision), *compare], [Put(key, pack(forward))])
         with self._marking(forward):
             result = await self.context.client.commit(txn)
         if result.succeeded:

@@ -36,11 +36,13 @@ from node.model.errors import NotFound, RpcError
 from node.model.numbers import beyond_float
 from node.model.types import Process, State
 from node.store.work import processes as store
+from node.tasks.sync import gather
 
 _POLL = 30  # seconds that a poll waits at the peer
 _VAIN = 5  # answers in a row that settle nothing, before the next poll has to wait
 _IDLE = 300.0  # seconds between polls of a peer that should owe nothing
 _LONGEST = 60.0  # seconds between two tries of a poll while outcomes are awaited
+_AT_ONCE = 16  # outcomes of one answer that are settled at a time
 _EVIDENCE = 65_536  # bytes of the largest malformed outcome that is kept
 
 log = get_logger("results")
@@ -111,22 +113,24 @@ class OutcomePoller:
         body = connection.seal(Kind.POLL, Poll(wait, acks, follow, whole))
         opened, _ = await connection.post("/v2/outcomes", body, Kind.OUTCOMES, wait)
         self._acks.get(connection.id, set()).difference_update(acks)
-        problem: Exception | None = None
         answer = load(opened.payload, Outcomes)
         # Store updates first: a reader of an ended process then sees all its output, if it fits.
         more = await self.update_consumer.take(connection, answer, {each.pid for each in follow})
-        for sealed in answer.outcomes:
-            try:
-                pid = await self.settle(connection, sealed, more)
-            except (Rejected, RpcError, EtcdError) as error:
-                problem = error
-                continue
-            self._acks.setdefault(connection.id, set()).add(pid)
-        if problem is not None:
-            raise problem
+        await self._settle_all(connection, answer.outcomes, more)
         if answer.news:
             await self.update_consumer.pace(connection.id)
         return len(answer.outcomes)
+
+    async def _settle_all(
+        self, connection: PeerConnection, outcomes: list[bytes], more: Collection[str] | None
+    ) -> None:
+        """Settle outcomes, some at a time. Raises the first error, after all have been tried."""
+        acks = self._acks.setdefault(connection.id, set())
+
+        async def settle(sealed: bytes) -> None:
+            acks.add(await self.settle(connection, sealed, more))
+
+        await gather(settle, outcomes, _AT_ONCE)
 
     async def settle(
         self, connection: PeerConnection, sealed: bytes, more: Collection[str] | None = frozenset()
@@ -139,7 +143,7 @@ class OutcomePoller:
         problem = False
         about = load(opened.payload, _About)
         key = self.context.keys.forward(connection.id, about.pid)
-        found = await self.context.client.get(key)
+        found = await self.context.processes.reads.get(key)
         now = self.context.clock.now()
         forward = unpack(found.value, Forward) if found else None
         fits = forward is not None and forward.attempt == about.attempt

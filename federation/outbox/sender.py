@@ -27,7 +27,7 @@ from federation.wire.json import apart
 from federation.wire.messages import Cancel, Receipt, Submit, load
 from federation.wire.refusals import Proof
 from node.etcd.errors import EtcdError
-from node.etcd.txn import Delete, ModRevision, Txn
+from node.etcd.txn import Compare, Delete, ModRevision, Txn
 from node.host.log import get_logger
 from node.model.codec import whole_spec
 from node.model.errors import RpcError
@@ -177,10 +177,11 @@ class Sender:
 
     async def _send_submit(self, connection: PeerConnection, entry: OutboxEntry) -> None:
         now, before = self.context.clock.now(), entry.forward
+        made_of: list[Compare] = []
         try:
             envelope, meant = before.envelope, before.meant
             if not envelope:
-                envelope, meant = await self._envelope(connection, before)
+                envelope, meant = await self._envelope(connection, before, made_of)
         except RpcError as error:
             await self.outbox.apply(entry, machine.unsendable(before, error.message, now), before)
             return
@@ -192,7 +193,9 @@ class Sender:
         forward = msgspec.structs.replace(forward, meant=meant)
         # Store the copy before its first byte leaves: neither after a crash nor at another daemon
         # of this colony may it count as unsent, or as the only copy.
-        if not await self.outbox.save(entry, forward, before):
+        if not await self.outbox.save(entry, forward, before, made_of):
+            # Memory may have had an old process.
+            await self.context.processes.load(self.context.home, forward.processid)
             return
         try:
             opened, data = await connection.post("/v2/submit", envelope, Kind.RECEIPT)
@@ -239,15 +242,19 @@ class Sender:
         self.outbox.mark(before)
 
     async def _envelope(
-        self, connection: PeerConnection, forward: Forward
+        self, connection: PeerConnection, forward: Forward, made_of: list[Compare]
     ) -> tuple[bytes, dict[str, list[str]]]:
         """Return the signed submission; b"" if the process is gone. It never changes again.
 
-        The second value holds, by name, the ids of the colonies beyond the peer that we know.
+        The second value holds, by name, the ids of the colonies beyond the peer that we know. The
+        caller stores it only if the process still is as remembered (`made_of`).
         """
-        found = await self.context.processes.load(self.context.home, forward.processid)
+        found = await self.context.processes.recall(self.context.home, forward.processid)
+        if found is not None and found[0].closed:
+            found = await self.context.processes.load(self.context.home, forward.processid)
         if found is None or found[0].closed:
             return b"", {}
+        made_of.append(ModRevision(keys.process(self.context.home, forward.processid), found[1]))
         process, target = found[0], found[0].spec.conditions.colonyname
         expires = forward.deliver // 1_000_000_000 + 1
         home = (self.context.home, *self.context.signer.ids)

@@ -74,6 +74,8 @@ class Peers:
     default: Policy = field(default_factory=Policy)
     index: PeerIndex = field(init=False)
     _watchers: list[Callable[[str], None]] = field(default_factory=list)
+    # Trusted peers by name; None until it is asked for after a change.
+    _names: dict[str, list[str]] | None = None
     _log_limiter: LogLimiter = field(default_factory=LogLimiter)
 
     def __post_init__(self) -> None:
@@ -84,6 +86,7 @@ class Peers:
         self._watchers.append(watcher)
 
     def _changed(self, peerid: str) -> None:
+        self._names = None
         for watcher in self._watchers:
             watcher(peerid)
 
@@ -133,7 +136,7 @@ class Peers:
         entry = self.known.setdefault(stored.id, entry or PeerState(stored))
         if revision <= entry.revision:
             return False
-        entry.peer, entry.revision = stored, revision
+        entry.peer, entry.revision, self._names = stored, revision, None
         self.index.index(stored)
         for each in stored.ids:
             # Under its new key it may have been a stranger until now.
@@ -235,7 +238,11 @@ class Peers:
 
     def _called(self, name: str) -> list[str]:
         """Return the ids of the trusted peers with a name."""
-        return [entry.peer.id for entry in self.trusted() if entry.peer.name == name]
+        if self._names is None:
+            self._names = {}
+            for entry in self.trusted():
+                self._names.setdefault(entry.peer.name, []).append(entry.peer.id)
+        return [each for each in self._names.get(name, ()) if self.state(each) == TRUSTED]
 
     def _led_to(self, name: str) -> list[str]:
         """Return the ids of pending colonies with a name or id that a trusted peer introduced.

@@ -11,13 +11,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import httpx
 import msgspec
 import trio
 
 from federation.peers.clock import ClockReading, apart, bridgeable, read, told
 from federation.peers.registry import TRUSTED, PeerState
-from federation.transport.dial import client, fetch_card, find, text_of
+from federation.transport.dial import fetch_card, find, pool, text_of
 from federation.transport.errors import Lost, Reason, RemoteRefusal, TransportError, Unsent
 from federation.transport.tls import fingerprint_of
 from federation.wire.address import split_address
@@ -27,7 +26,7 @@ from federation.wire.refusals import Proof, RefusalBody
 from federation.wire.signer import Signer
 from federation.wire.sizes import ANSWERS, SIZES
 from node.host.log import get_logger
-from node.http.client import read_body
+from node.http.pool import NoAnswer, NotSent, Pool
 from node.model.types import SECOND
 
 __all__ = ["Guide", "PeerConnection", "PeerResponse", "fetch_card"]
@@ -38,6 +37,7 @@ _LONGEST_WAIT = 300
 _MOST_ADDRESSES = 16
 # Seconds allowed for a message and its answer, beside the peer's own wait; and bytes a second.
 _LEAST, _SLOWEST = 60.0, 16_384
+_PATIENCE = 15.0  # seconds without a byte of the answer, beside the peer's own wait
 _HEARD = 10  # seconds for which an answer proves that a peer is there
 _TIMELY = ("not_yet_valid", "expired")
 
@@ -96,7 +96,7 @@ class PeerConnection:
     entry: PeerState
     signer: Signer
     guide: Guide
-    _http: httpx.AsyncClient | None = None
+    _http: Pool | None = None
     _pinned: str = ""
     _sequence: int = -1
     _greeted: bool = False
@@ -121,16 +121,16 @@ class PeerConnection:
         if self.entry.peer.mismatch:
             raise Unsent(self.entry.peer.mismatch)
 
-    async def connect(self) -> httpx.AsyncClient | None:
+    async def connect(self) -> Pool | None:
         """Connect over TLS that accepts only the peer's own certificate.
 
-        Return the HTTP client, or None if a mailbox carries the messages. Raises Unsent.
+        Return the pool of connections, or None if a mailbox carries the messages. Raises Unsent.
         """
         if self.guide.around() is not None:
             return None
         return await self._connected()
 
-    async def _connected(self) -> httpx.AsyncClient:
+    async def _connected(self) -> Pool:
         async with self._lock:
             if self._http is not None and not self.stale:
                 return self._http
@@ -165,12 +165,9 @@ class PeerConnection:
             self._pinned != peer.fingerprint or self._sequence != peer.sequence
         )
 
-    def _use(self, address: str, at: str, der: bytes) -> httpx.AsyncClient:
+    def _use(self, address: str, at: str, der: bytes) -> Pool:
         host, port = split_address(at)
-        try:
-            self._http = client(der, host, port)
-        except httpx.InvalidURL as error:
-            raise Unsent(f"{address}: {error}") from None
+        self._http = pool(der, host, port)
         self._pinned, self._sequence = fingerprint_of(der), self.entry.peer.sequence
         self.entry.prove(address)
         return self._http
@@ -206,7 +203,7 @@ class PeerConnection:
         """Close the connections; the next message makes new ones."""
         await self._forget()
 
-    async def _drop(self, used: httpx.AsyncClient) -> None:
+    async def _drop(self, used: Pool) -> None:
         if self._http is used:
             await self._forget()
 
@@ -220,23 +217,23 @@ class PeerConnection:
         if carrier is not None:
             return await carrier(path, body, wait)
         http = await self._connected()
-        timeout = httpx.Timeout(15.0 + wait, connect=5.0, pool=10.0, write=15.0)
+        headers = {"content-type": "application/cose", **self.guide.headers(body)}
         try:
-            headers = {"content-type": "application/cose", **self.guide.headers(body)}
             with trio.fail_after(_LEAST + wait + (len(body) + limit) / _SLOWEST):
-                async with http.stream(
-                    "POST", path, content=body, headers=headers, timeout=timeout
-                ) as response:
-                    ok = response.status_code == 200
-                    data = await read_body(response, limit if ok else _REFUSAL_LIMIT)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            # A starved pool leaks (httpcore); a new one costs a handshake.
+                answer = await http.post(
+                    path,
+                    body,
+                    headers,
+                    limit=lambda status: limit if status == 200 else _REFUSAL_LIMIT,
+                    patience=_PATIENCE + wait,
+                )
+        except NotSent as error:
             await self._drop(http)
-            raise Unsent(text_of(error)) from None
-        except (httpx.HTTPError, trio.TooSlowError) as error:
+            raise Unsent(str(error)) from None
+        except (NoAnswer, trio.TooSlowError) as error:
             await self._drop(http)
             raise Lost(f"no answer: {text_of(error)}") from None
-        return PeerResponse(response.status_code, response.headers.get("retry-after", ""), data)
+        return PeerResponse(answer.status, answer.headers.get("retry-after", ""), answer.body)
 
     async def post(
         self, path: str, body: bytes, kind: Kind, wait: float = 0

@@ -20,9 +20,10 @@ from federation.wire.clock import SigningClock
 from federation.wire.envelope import Rejected
 from node.host.log import get_logger
 from node.http.client import ask, http_client, reason_of
+from node.http.pool import Pool
+from node.http.stream import PromptStream
 
 _TIMEOUT = httpx.Timeout(15.0, connect=5.0, pool=10.0)
-_LIMITS = httpx.Limits(max_connections=16, max_keepalive_connections=8, keepalive_expiry=90.0)
 _STAGGER = 0.3  # seconds between two tries of a peer's addresses
 
 log = get_logger("dialing")
@@ -33,11 +34,26 @@ def _url(host: str, port: int) -> str:
     return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
+def pool(der: bytes, host: str, port: int) -> Pool:
+    """Return a pool of connections to `host` that accept only this certificate."""
+    context = trusting(der)
+
+    async def connect() -> tuple[trio.abc.Stream, trio.socket.SocketType]:
+        tcp = PromptStream(await trio.open_tcp_stream(host, port))
+        stream = trio.SSLStream(tcp, context, https_compatible=True)
+        try:
+            await stream.do_handshake()
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        return stream, tcp.socket
+
+    return Pool(_url(host, port).removeprefix("https://"), connect)
+
+
 def client(der: bytes, host: str, port: int) -> httpx.AsyncClient:
     """Return an HTTP client for `host` that accepts only this certificate. Raises InvalidURL."""
-    return http_client(
-        base_url=_url(host, port), verify=trusting(der), timeout=_TIMEOUT, limits=_LIMITS
-    )
+    return http_client(base_url=_url(host, port), verify=trusting(der), timeout=_TIMEOUT)
 
 
 async def fetch_card(address: str, clock: SigningClock, *, pinned: str = "") -> tuple[Card, bytes]:

@@ -1,7 +1,8 @@
 """HTTP clients whose answers are not decoded, and not read further than the caller allows.
 
 A server may answer a few kilobytes that decode to gigabytes. So every HTTP client of the daemon and
-of the commands is made here. Callers interpret the answers.
+of the commands is made here, but for `pool`, which keeps to the same. Callers interpret the
+answers.
 """
 
 from __future__ import annotations

@@ -2,7 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
+
 import trio
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+async def gather(work: Callable[[T], Awaitable[R]], items: Iterable[T], most: int) -> list[R]:
+    """Return the results of `work` for all items, in order; at most `most` are worked on at once.
+
+    Raises the first error, alone, after all work has ended.
+    """
+    slots, results, errors = trio.CapacityLimiter(most), dict[int, R](), list[Exception]()
+
+    async def one(place: int, item: T) -> None:
+        try:
+            async with slots:
+                results[place] = await work(item)
+        except Exception as error:
+            errors.append(error)
+
+    async with trio.open_nursery() as nursery:
+        for place, item in enumerate(items):
+            nursery.start_soon(one, place, item)
+    if errors:
+        raise errors[0]
+    return [results[place] for place in sorted(results)]
 
 
 class WakeUp:

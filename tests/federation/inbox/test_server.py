@@ -343,6 +343,27 @@ async def test_an_outcome_is_owed_until_acknowledged(lab: Lab) -> None:
     assert lab.inbox.removable(process) == ""
 
 
+async def test_outcomes_are_read_together(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each took three requests of the store, one after another."""
+    count, requests = 24, 0
+    await lab.befriend()
+    for number in range(count):
+        submit = msgspec.structs.replace(submission(), pid=f"{number:064x}")
+        await lab.submit(lab.seal(Kind.SUBMIT, submit))
+        await lab.run_one()
+    call = lab.client._channel.call
+
+    async def counted(*args: Any, **kwargs: Any) -> bytes:
+        nonlocal requests
+        requests += 1
+        return await call(*args, **kwargs)
+
+    monkeypatch.setattr(lab.client._channel, "call", counted)
+    outcomes = await lab.poll()
+    assert [outcome.pid for outcome in outcomes] == [f"{each:064x}" for each in range(count)]
+    assert requests <= count
+
+
 async def test_a_waiting_poll_wakes_when_the_process_closes(lab: Lab) -> None:
     await lab.befriend()
     await lab.submit(lab.seal(Kind.SUBMIT, submission()))

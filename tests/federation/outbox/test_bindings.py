@@ -288,6 +288,7 @@ async def test_to_a_peer_of_version_1_nothing_is_sent_until_it_is_upgraded(tmp_p
         with trio.fail_after(50):
             processid = await ant.submit("bee")
             await until(20, lambda: _true("speaks version 1" in entry.error))
+            await until(20, lambda: _true(processid in ant.fed.outbox.entries))
             forward = ant.fed.outbox.entries[processid].forward
             assert (forward.state, forward.attempts) == (ForwardState.QUEUED, 0)
             assert "upgrade its daemon" in entry.peer.mismatch

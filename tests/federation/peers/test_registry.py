@@ -69,6 +69,24 @@ def test_only_trusted_peers_are_named() -> None:
     assert peers.named("b" * 64) is None
 
 
+def test_a_name_is_looked_up_without_a_walk_over_all_peers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    peers = registry(*(Peer(f"{each:064x}", TRUSTED, f"bee-{each}", b"key") for each in range(100)))
+    walks, trusted = 0, Peers.trusted
+
+    def walked(self: Peers) -> list[PeerState]:
+        nonlocal walks
+        walks += 1
+        return trusted(self)
+
+    monkeypatch.setattr(Peers, "trusted", walked)
+    for number in range(100):
+        assert peers.named(f"bee-{number}") == f"{number:064x}"
+        assert peers.ambiguity(f"bee-{number}") == ""
+    assert walks == 1
+
+
 async def test_a_card_makes_a_stranger_pending_without_the_store() -> None:
     key = PrivateKey.generate()
     peers = registry()

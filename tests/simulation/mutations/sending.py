@@ -98,14 +98,16 @@ def unsaved_sending(patch: pytest.MonkeyPatch) -> None:
     """A copy leaves before it is stored that one may have left."""
     save = Outbox.save
 
-    async def saved(self: Outbox, entry: OutboxEntry, forward: Forward, before: Forward) -> bool:
+    async def saved(
+        self: Outbox, entry: OutboxEntry, forward: Forward, before: Forward, *compare: Any
+    ) -> bool:
         if (
             forward.state == machine.ForwardState.DOUBT
             and before.state == machine.ForwardState.QUEUED
         ):
             entry.forward = forward
             return True
-        return await save(self, entry, forward, before)
+        return await save(self, entry, forward, before, *compare)
 
     patch.setattr(Outbox, "save", saved)
 
@@ -114,10 +116,12 @@ def overtaken_cancel(patch: pytest.MonkeyPatch) -> None:
     """What becomes of a message is written over a cancel that came meanwhile."""
     save = Outbox.save
 
-    async def saved(self: Outbox, entry: OutboxEntry, forward: Forward, before: Forward) -> bool:
+    async def saved(
+        self: Outbox, entry: OutboxEntry, forward: Forward, before: Forward, *compare: Any
+    ) -> bool:
         if forward.state in (machine.ForwardState.DOUBT, machine.ForwardState.QUEUED):
             before = entry.forward
-        return await save(self, entry, forward, before)
+        return await save(self, entry, forward, before, *compare)
 
     patch.setattr(Outbox, "save", saved)
 
