@@ -1,4 +1,4 @@
-"""Group commit: transactions that come while one is under way go together in the next request.
+"""Group commit: transactions that come while others are under way go together in the next request.
 
 All of a request is one entry of etcd's log and one sync of its disk. Which ones may go together is
 decided by `touch` and `plan`, values in, values out; `Groups` does the waiting.
@@ -17,21 +17,23 @@ from google.protobuf.message import DecodeError
 
 from node.etcd.channel import Channel
 from node.etcd.errors import EtcdError, EtcdNoSpace, EtcdTooLarge, EtcdUnavailable
-from node.etcd.parts import ROOM
 from node.etcd.pressure import Pressure
 from node.etcd.txn import Delete, Get, Put, Txn
 from node.host.log import get_logger
 
-__all__ = ["ALONE", "MOST", "Groups", "Seat", "Touch", "nest", "plan", "touch"]
+__all__ = ["ALONE", "MOST", "ROOM", "Groups", "Seat", "Touch", "nest", "plan", "touch"]
 
 # etcd's --max-txn-ops, 128 where nobody set it: it counts the transactions of a request and the
 # operations, or compares, of the largest one of them.
 MOST = 128
-# Bytes of a transaction from which on it goes alone: the others would wait for it.
-ALONE = 64 * 1024
+# Bytes of one request. etcd takes far more, but keeps its last entries in memory whatever they
+# hold: ours 5,000 to 7,000, a cluster of somebody else's by default 105,000.
+ROOM, ROOM_ELSEWHERE = 16 * 1024, 4 * 1024
+# Bytes of a transaction from which on it goes alone: there is little to gain, and others wait.
+ALONE = 8 * 1024
 # Keys read by one request: values that lie whole have 256 KiB at most, an answer 64 MiB.
 _MOST_READ = 200
-# Of those that wait, how many are looked at for one request: all may want the same key.
+# Of those that wait, how many are looked at for one turn: all may want the same key.
 _LOOKED_AT = 256
 
 log = get_logger("etcd")
@@ -74,15 +76,15 @@ def touch(txn: Txn, size: int) -> Touch | None:
     return Touch(reads, writes, ops, size, adds) if writes else None
 
 
-def plan(line: Iterable[Touch], most: int = MOST, room: int = ROOM) -> list[int]:
-    """Which of those that wait go together next, by their places in the line; the first does.
+def plan(line: Iterable[Touch], most: int = MOST, room: int = ROOM) -> list[list[int]]:
+    """Which of those that wait are sent now, by their places in the line: groups, each a request.
 
     etcd evaluates all compares of a request before it applies anything, lets reads see what was
     written before them, and does not notice all of this. So no key that one of them writes is
     touched by another. Who is passed over because of that is not overtaken by who comes later and
     touches the same key. `most` operations and `room` bytes are what a request may have.
     """
-    taken: list[int] = []
+    groups: list[list[int]] = []
     read: set[str] = set()
     written: set[str] = set()
     largest = size = gets = 0
@@ -94,13 +96,14 @@ def plan(line: Iterable[Touch], most: int = MOST, room: int = ROOM) -> list[int]
         ):
             largest, size = max(largest, each.ops), size + each.size
             gets += len(each.reads)
-            # Whoever finds no room is the first of the next request, or nearly so.
-            if taken and (len(taken) + 1 + largest > most or size > room or gets > _MOST_READ):
-                break
-            taken.append(place)
+            count = len(groups[-1]) + 1 if groups else most
+            if count + largest > most or size > room or gets > _MOST_READ:
+                groups.append([])
+                largest, size, gets = each.ops, each.size, len(each.reads)
+            groups[-1].append(place)
         read |= each.reads
         written |= each.writes
-    return taken
+    return groups
 
 
 def nest(requests: Sequence[bytes]) -> bytes:
@@ -165,9 +168,10 @@ Send = Callable[[bytes, float, bool], Awaitable[bytes]]
 
 
 class Groups:
-    """The transactions of one client: one request of them is under way at a time.
+    """The transactions of one client: they take turns, and all that waits goes in the next one.
 
-    A transaction that finds none under way is sent at once, as it is.
+    A transaction that finds none under way is sent at once, as it is. A turn is one request, or as
+    many as it takes.
     """
 
     def __init__(self, channel: Channel, pressure: Pressure, send: Send) -> None:
@@ -227,25 +231,29 @@ class Groups:
         self._busy = False
 
     async def _serve(self) -> None:
-        """Send what waits, request by request, until nothing does."""
-        group: list[Seat] = []
+        """Send what waits, all that can go at the same time, until nothing waits."""
+        sent: list[Seat] = []
         try:
             while self._line:
                 line = list(islice(self._line, _LOOKED_AT))
                 # A full etcd refuses what adds to it, and does not look for that into groups.
                 most = 1 if self._pressure.alarm else self._most
-                places = plan((seat.touch for seat in line), most, self._room)
-                group = [line[place] for place in places]
-                for seat in group:
+                room = min(self._room, ROOM if self._pressure.own else ROOM_ELSEWHERE)
+                places = plan((seat.touch for seat in line), most, room)
+                sent = [line[place] for group in places for place in group]
+                for seat in sent:
                     del self._line[seat]
-                if len(group) == 1:
-                    await self._send_alone(group[0])
-                else:
-                    await self._send_together(group)
+                if len(places) == 1:
+                    await self._send_group(sent)
+                    continue
+                # etcd syncs them together.
+                async with trio.open_nursery() as nursery:
+                    for group in places:
+                        nursery.start_soon(self._send_group, [line[place] for place in group])
             self._busy = False
         except BaseException:
             # The client was closed: who is not below it must not wait for ever.
-            self._fail([*group, *self._line])
+            self._fail([*sent, *self._line])
             raise
 
     async def _send_alone(self, seat: Seat) -> bool:
@@ -259,7 +267,10 @@ class Groups:
         seat.end(answer)
         return True
 
-    async def _send_together(self, group: list[Seat]) -> None:
+    async def _send_group(self, group: list[Seat]) -> None:
+        if len(group) == 1:
+            await self._send_alone(group[0])
+            return
         left = max(seat.deadline for seat in group) - trio.current_time()
         request = nest([seat.request for seat in group])
         try:
@@ -289,8 +300,11 @@ class Groups:
                 taken += await self._send_alone(seat)
         if taken < len(group) or isinstance(error, EtcdNoSpace):
             return
+        before = self._most, self._room
         if isinstance(error, EtcdTooLarge):
-            self._room = size // 2
+            self._room = min(self._room, size // 2)
         else:
-            self._most = (len(group) + max(seat.touch.ops for seat in group)) // 2
-        log.warning("groups get smaller", most=self._most, room=self._room, because=error)
+            largest = max(seat.touch.ops for seat in group)
+            self._most = min(self._most, (len(group) + largest) // 2)
+        if (self._most, self._room) != before:
+            log.warning("groups get smaller", most=self._most, room=self._room, because=error)
