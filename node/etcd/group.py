@@ -12,12 +12,12 @@ from typing import Any
 
 import msgspec
 import trio
-from etcd3.etcdrpc import rpc_pb2 as pb  # type: ignore[import-untyped,unused-ignore]
 from google.protobuf.message import DecodeError
 
-from node.etcd.channel import Channel
 from node.etcd.errors import EtcdError, EtcdNoSpace, EtcdTooLarge, EtcdUnavailable
+from node.etcd.generated import pb
 from node.etcd.pressure import Pressure
+from node.etcd.transport.channel import Channel
 from node.etcd.txn import Delete, Get, Put, Txn
 from node.host.log import get_logger
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from etcd3.etcdrpc import rpc_pb2 as pb
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from node.etcd.client import EtcdClient, TxnResult, open_client
 from node.etcd.errors import EtcdError, EtcdNoSpace, EtcdUnavailable, LeaseLost, error_from
+from node.etcd.generated import pb
 from node.etcd.group import ALONE, MOST, ROOM, Touch, nest, plan, touch
 from node.etcd.txn import (
     Absent,
