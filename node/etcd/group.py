@@ -31,9 +31,11 @@ MOST = 128
 ROOM, ROOM_ELSEWHERE = 16 * 1024, 4 * 1024
 # Bytes of a transaction from which on it goes alone: there is little to gain, and others wait.
 ALONE = 8 * 1024
-# Keys read by one request: values that lie whole have 256 KiB at most, an answer 64 MiB.
-_MOST_READ = 200
-# Of those that wait, how many are looked at for one turn: all may want the same key.
+# Keys read or compared by one request: values that lie whole have 256 KiB at most.
+_MOST_READ = 100
+# Runs of all tasks before a turn: in the first, those that were answered are woken.
+_RUNS = 2
+# How many of those that wait go in one turn.
 _LOOKED_AT = 256
 
 log = get_logger("etcd")
@@ -77,46 +79,60 @@ def touch(txn: Txn, size: int) -> Touch | None:
 
 
 def plan(line: Iterable[Touch], most: int = MOST, room: int = ROOM) -> list[list[int]]:
-    """Which of those that wait are sent now, by their places in the line: groups, each a request.
+    """Return the requests of a turn: for each, the places of its transactions in the line.
 
     etcd evaluates all compares of a request before it applies anything, lets reads see what was
-    written before them, and does not notice all of this. So no key that one of them writes is
-    touched by another. Who is passed over because of that is not overtaken by who comes later and
-    touches the same key. `most` operations and `room` bytes are what a request may have.
+    written before them, and does not notice all of this. So no key that one transaction of a
+    request writes is touched by another one of it: a transaction that meets one of the last request
+    begins the next request. So does one that puts something in after some that do not, or the other
+    way round: a full store refuses the one kind and must take the other. etcd has the requests of a
+    turn in any order. A request has at most `most` operations and `room` bytes.
     """
     groups: list[list[int]] = []
     read: set[str] = set()
     written: set[str] = set()
-    largest = size = gets = 0
+    adds, largest, size, gets = False, 0, 0, 0
     for place, each in enumerate(islice(line, _LOOKED_AT)):
+        largest, size = max(largest, each.ops), size + each.size
+        gets += len(each.reads)
         if (
-            written.isdisjoint(each.writes)
-            and written.isdisjoint(each.reads)
-            and read.isdisjoint(each.writes)
+            not groups
+            or len(groups[-1]) + 1 + largest > most
+            or size > room
+            or gets > _MOST_READ
+            or adds != each.adds
+            or not written.isdisjoint(each.writes)
+            or not written.isdisjoint(each.reads)
+            or not read.isdisjoint(each.writes)
         ):
-            largest, size = max(largest, each.ops), size + each.size
-            gets += len(each.reads)
-            count = len(groups[-1]) + 1 if groups else most
-            if count + largest > most or size > room or gets > _MOST_READ:
-                groups.append([])
-                largest, size, gets = each.ops, each.size, len(each.reads)
-            groups[-1].append(place)
+            groups.append([])
+            read, written = set(), set()
+            adds, largest, size, gets = each.adds, each.ops, each.size, len(each.reads)
+        groups[-1].append(place)
         read |= each.reads
         written |= each.writes
     return groups
 
 
-def nest(requests: Sequence[bytes]) -> bytes:
-    """The request that holds these requests of transactions.
+def nest(requests: Sequence[bytes], *, adds: bool = False) -> bytes:
+    """Return the request that holds these requests of transactions.
 
-    Made by hand: they are encoded already, and to fill messages in would do all of it again.
+    It is made by hand: they are encoded already, and filling messages in would do all of it again.
+
+    etcd does not look for puts into nested transactions when it judges whether its quota has room.
+    So a request that `adds` has a put of its own, in the branch for a compare that does not hold,
+    without any compare.
     """
-    out: list[bytes] = []
+    out: list[bytes] = [_NEVER] if adds else []
     for request in requests:
         # RequestOp.request_txn, in TxnRequest.success.
         inner = b"\x22" + _varint(len(request))
         out += (b"\x12", _varint(len(inner) + len(request)), inner, request)
     return b"".join(out)
+
+
+# TxnRequest.failure: a RequestOp.request_put of a key of one byte.
+_NEVER = b"\x1a\x05\x12\x03\x0a\x01-"
 
 
 def _varint(number: int) -> bytes:
@@ -234,7 +250,12 @@ class Groups:
         """Send what waits, all that can go at the same time, until nothing waits."""
         sent: list[Seat] = []
         try:
-            while self._line:
+            while True:
+                # Those that were just answered run first: what they ask for next goes along.
+                for _ in range(_RUNS):
+                    await trio.lowlevel.checkpoint()
+                if not self._line:
+                    break
                 line = list(islice(self._line, _LOOKED_AT))
                 # A full etcd refuses what adds to it, and does not look for that into groups.
                 most = 1 if self._pressure.alarm else self._most
@@ -272,12 +293,13 @@ class Groups:
             await self._send_alone(group[0])
             return
         left = max(seat.deadline for seat in group) - trio.current_time()
-        request = nest([seat.request for seat in group])
+        adds = any(seat.touch.adds for seat in group)
+        request = nest([seat.request for seat in group], adds=adds)
         try:
-            adds = any(seat.touch.adds for seat in group)
             answer = _decode(await self._send(request, max(0.0, left), adds), len(group))
         except EtcdError as error:
-            if error.refused:
+            # The request that fills the store is told so, and happens all the same.
+            if error.refused and not isinstance(error, EtcdNoSpace):
                 await self._send_one_by_one(group, error, len(request))
                 return
             # Each has one of its own: raised in several tasks, tracebacks would mix.
@@ -294,11 +316,17 @@ class Groups:
 
         A cluster elsewhere may have smaller limits than etcd comes with, and does not tell them.
         """
-        taken = 0
-        for seat in group:
-            if seat.task is not None:  # else it left: nothing of it has happened
-                taken += await self._send_alone(seat)
-        if taken < len(group) or isinstance(error, EtcdNoSpace):
+        taken: list[Seat] = []
+
+        async def send(seat: Seat) -> None:
+            if await self._send_alone(seat):
+                taken.append(seat)
+
+        async with trio.open_nursery() as nursery:
+            for seat in group:
+                if seat.task is not None:  # else it left: nothing of it has happened
+                    nursery.start_soon(send, seat)
+        if len(taken) < len(group):
             return
         before = self._most, self._room
         if isinstance(error, EtcdTooLarge):
