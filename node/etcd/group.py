@@ -28,9 +28,9 @@ __all__ = ["ALONE", "MOST", "ROOM", "Groups", "Seat", "Touch", "nest", "plan", "
 MOST = 128
 # Bytes of one request. etcd takes far more, but keeps its last entries in memory whatever they
 # hold: ours 5,000 to 7,000, a cluster of somebody else's by default 105,000.
-ROOM, ROOM_ELSEWHERE = 16 * 1024, 4 * 1024
+ROOM, ROOM_ELSEWHERE = 8 * 1024, 4 * 1024
 # Bytes of a transaction from which on it goes alone: there is little to gain, and others wait.
-ALONE = 8 * 1024
+ALONE = 4 * 1024
 # Keys read or compared by one request: values that lie whole have 256 KiB at most.
 _MOST_READ = 100
 # Runs of all tasks before a turn: in the first, those that were answered are woken.
