@@ -246,9 +246,11 @@ class Metrics:
                 "gauge",
                 "0: takes everything; 1: nothing is added; 2: only what ends and frees is done.",
             ).add(list(Level).index(pressure.level)),
-            Family("colonyd_store_revision", "counter", "Transactions of the store so far.").add(
-                status.revision
-            ),
+            Family(
+                "colonyd_store_revision",
+                "counter",
+                "Changes of the store so far; transactions that went together count once.",
+            ).add(status.revision),
         ]
 
 

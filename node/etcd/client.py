@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from node.etcd.errors import (
     LeaseLost,
 )
 from node.etcd.generated import pb
+from node.etcd.group import Groups, touch
 from node.etcd.guard import GUARD
 from node.etcd.parts import MOST, WHOLE, PartsRef, StubCache, divide, joined, parts_of, ref_of
 from node.etcd.pressure import Pressure
@@ -180,6 +182,7 @@ class EtcdClient:
         self._channel = channel
         self._timeout = timeout
         self._closed = False
+        self._groups = Groups(channel, self.pressure, partial(self._post, _KV + "Txn"))
 
     def close(self) -> None:
         """End the connection; calls that wait, and later ones, raise `EtcdUnavailable`."""
@@ -203,11 +206,14 @@ class EtcdClient:
 
     async def _put_in(self, path: str, request: Any, answer: Any, *, adds: bool = True) -> Any:
         """Send a request that may take space, counted if it `adds`; note when no space is left."""
-        data = request.SerializeToString()
+        data = await self._post(path, request.SerializeToString(), self._timeout, adds)
+        return answer.FromString(data)
+
+    async def _post(self, path: str, data: bytes, timeout: float, adds: bool) -> bytes:
         if adds:
             self.pressure.wrote(len(data))
         try:
-            return answer.FromString(await self._channel.call(path, data, self._timeout))
+            return await self._channel.call(path, data, timeout)
         except EtcdNoSpace:
             self.pressure.refused()
             raise
@@ -413,15 +419,22 @@ class EtcdClient:
         request = pb.TxnRequest()
         success, apart = divide(txn.success)
         await self._write_parts(apart)
+        gone = self.known.left(success)
         for compare in txn.compare:
             _add_compare(request, compare)
-        for op in (*success, *self.known.left(success)):
+        for op in (*success, *gone):
             _add_operation(request.success, op)
         for op in txn.failure:
             _add_operation(request.failure, op)
-        # Moving much out of a store must not look like filling it.
-        adds = any(type(op) is Put for op in (*txn.success, *txn.failure))
-        answer = await self._put_in(_KV + "Txn", request, pb.TxnResponse, adds=adds)
+        data = request.SerializeToString()
+        touched = None if apart or gone else touch(txn, len(data))
+        if touched is not None and not self.pressure.alarm:
+            answer = await self._groups.commit(data, touched, self._timeout)
+        else:
+            # Moving much out of a store must not look like filling it.
+            adds = any(type(op) is Put for op in (*txn.success, *txn.failure))
+            data = await self._post(_KV + "Txn", data, self._timeout, adds)
+            answer = pb.TxnResponse.FromString(data)
         done = txn.success if answer.succeeded else txn.failure
         if answer.succeeded:
             self.known.wrote(success)

@@ -9,10 +9,14 @@ from typing import ClassVar
 
 
 class EtcdError(Exception):
-    """etcd refused or failed a request; `retryable`: the same request may succeed later."""
+    """etcd refused or failed a request; `retryable`: the same request may succeed later.
+
+    `refused`: etcd itself said so, and did nothing of it.
+    """
 
     code: ClassVar[str] = "etcd"
     retryable: ClassVar[bool] = False
+    refused: bool = False
 
 
 class EtcdUnavailable(EtcdError):
@@ -97,16 +101,26 @@ _BY_TEXT: tuple[tuple[str, type[EtcdError]], ...] = (
     ("stopping", EtcdUnavailable),
 )
 _UNAVAILABLE_CODES = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "ABORTED"})
+# What etcd, or gRPC before it, gives for a request that it does not take.
+_REFUSAL_CODES = frozenset(
+    {
+        "INVALID_ARGUMENT",
+        "NOT_FOUND",
+        "OUT_OF_RANGE",
+        "FAILED_PRECONDITION",
+        "PERMISSION_DENIED",
+        "RESOURCE_EXHAUSTED",
+        "UNIMPLEMENTED",
+    }
+)
 
 
 def error_from(code_name: str, details: str) -> EtcdError:
     """Return the exception for a gRPC status: `code_name` as in `grpc.StatusCode`, `details` as
     sent.
     """
-    text = f"{details} ({code_name})"
-    for part, kind in _BY_TEXT:
-        if part in details:
-            return kind(text)
-    if code_name in _UNAVAILABLE_CODES:
-        return EtcdUnavailable(text)
-    return EtcdError(text)
+    found = EtcdUnavailable if code_name in _UNAVAILABLE_CODES else EtcdError
+    kind = next((kind for part, kind in _BY_TEXT if part in details), found)
+    error = kind(f"{details} ({code_name})")
+    error.refused = code_name in _REFUSAL_CODES and not isinstance(error, EtcdUnavailable)
+    return error

@@ -28,7 +28,9 @@ _AGAIN = 30.0  # seconds between two tries to make room below an alarm
 # Looks after a compaction at which etcd is asked to count: meanwhile it removes compacted values.
 _COUNTS = 10
 _WASTE = 16 * 2**20  # bytes that are free in the file, and half of it, before it is defragmented
-_QUIET = 10  # revisions a second, at most, of a store that has time for a defragmentation
+# Revisions a second, and bytes that this daemon writes, of a store that has time for a
+# defragmentation, at most. A revision may be that of many transactions.
+_QUIET, _QUIET_BYTES = 10, 20_000
 _STOP = 2.0  # seconds that it may take then: callers wait 5
 _RATE = 20 * 2**20  # bytes of use defragmented in a second, until measured: that of slow flash
 
@@ -140,7 +142,7 @@ async def maintain(
                     stale -= 1
                     await _count_again(client)
                 due, turn = status.revision, now
-            if rewriting.due(status, trio.current_time(), quota_bytes):
+            if rewriting.due(status, trio.current_time(), quota_bytes, pressure.written):
                 await rewriting.do(client, status)
         except EtcdError as error:
             log.warning("store maintenance failed", because=error)
@@ -156,21 +158,27 @@ class Defragmenter:
 
     rate: float = _RATE
     _revision: int = 0
+    _written: int = 0
     _looked: float | None = None
 
-    def due(self, status: Status, now: float, quota: int) -> bool:
+    def due(self, status: Status, now: float, quota: int, written: int) -> bool:
         """Return whether to defragment at `now`, in seconds: the file is too large, or the stop is
-        short.
+        short. This daemon has written so many bytes so far.
         """
         free = status.db_size - status.db_in_use
         if status.db_size > quota:
             # etcd's own limit is on the file, free pages included.
             return free > quota // 8
-        revision, looked = self._revision, self._looked
+        looked = self._looked
         if looked is not None and now - looked < 1:
             return False
-        self._revision, self._looked = status.revision, now
-        quiet = looked is not None and status.revision - revision <= _QUIET * (now - looked)
+        revisions, more = status.revision - self._revision, written - self._written
+        self._revision, self._written, self._looked = status.revision, written, now
+        quiet = (
+            looked is not None
+            and revisions <= _QUIET * (now - looked)
+            and more <= _QUIET_BYTES * (now - looked)
+        )
         short = status.db_in_use <= self.rate * _STOP
         return quiet and short and free >= max(_WASTE, status.db_size // 2)
 

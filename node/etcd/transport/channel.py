@@ -162,6 +162,8 @@ class Channel:
         self._queue: dict[_Pending, None] = {}  # calls made without a connection
         self._timed: dict[_Unary, None] = {}
         self._alarm = trio.CancelScope()
+        # For what must outlast the task that began it; None once the channel is closed.
+        self.nursery: trio.Nursery | None = None
         self._trouble = "not tried yet"
 
     # -- for callers ---------------------------------------------------------------------
@@ -222,7 +224,7 @@ class Channel:
 
     def close(self) -> None:
         """Fail all calls, and later ones."""
-        self._closed = True
+        self._closed, self.nursery = True, None
         error = EtcdUnavailable("the client was closed during the call")
         for call in list(self._queue):
             self.drop(call, error)
@@ -403,6 +405,7 @@ async def open_channel(access: Access) -> AsyncIterator[Channel]:
     channel = Channel(access)
     try:
         async with trio.open_nursery() as nursery:
+            channel.nursery = nursery
             nursery.start_soon(channel.run)
             try:
                 yield channel

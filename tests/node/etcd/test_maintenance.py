@@ -71,24 +71,26 @@ def state(size: int, used: int, revision: int) -> Status:
 
 
 @pytest.mark.parametrize(
-    ("size", "used", "revisions", "expected"),
+    ("size", "used", "revisions", "written", "expected"),
     [
-        (40, 10, 50, True),
-        (40, 10, 51, False),  # more than ten writes a second
-        (40, 21, 0, False),  # less than half of it is free
-        (20, 5, 0, False),  # not worth it
-        (200, 41, 0, False),  # it would take longer than two seconds
-        (300, 200, 10_000, True),  # larger than the quota
-        (300, 280, 0, False),
+        (40, 10, 50, 100_000, True),
+        (40, 10, 51, 0, False),  # more than ten writes a second
+        (40, 10, 0, 100_001, False),  # transactions that went together are one revision
+        (40, 21, 0, 0, False),  # less than half of it is free
+        (20, 5, 0, 0, False),  # not worth it
+        (200, 41, 0, 0, False),  # it would take longer than two seconds
+        (300, 200, 10_000, 10**9, True),  # larger than the quota
+        (300, 280, 0, 0, False),
     ],
 )
 def test_a_file_is_rewritten_when_nobody_notices(
-    size: int, used: int, revisions: int, expected: bool
+    size: int, used: int, revisions: int, written: int, expected: bool
 ) -> None:
     rewriting = Defragmenter()
     if size < 256:
-        assert not rewriting.due(state(size, used, 10**6), 100.0, 256 * MIB)
-    due = rewriting.due(state(size, used, 10**6 + revisions), 105.0, 256 * MIB)
+        assert not rewriting.due(state(size, used, 10**6), 100.0, 256 * MIB, 10**6)
+    later = state(size, used, 10**6 + revisions)
+    due = rewriting.due(later, 105.0, 256 * MIB, 10**6 + written)
     assert due is expected
 
 
