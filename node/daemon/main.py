@@ -110,16 +110,6 @@ _TICK = 1.0
 # When the collector of cycles looks, in new objects. Requests leave hardly any cycles: looking for
 # them among everything that waits, every few requests, would make a deep queue a slow one.
 _COLLECT = (10_000, 20, 50)
-# Calls whose answers tell all that waits: they need the whole index of the queue.
-_TELLING = frozenset(
-    {
-        "getcolonystatsmsg",
-        "getprocesshistmsg",
-        "getprocessesmsg",
-        "getstatisticsmsg",
-        "getwaitingmsg",
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -263,7 +253,6 @@ async def _serve(
         strict_replay=strict,
         replays=replays,
         pressure=client.pressure,
-        known=partial(known, node),
     )
     await node.retiming.load()
     for module in HANDLERS:
@@ -429,12 +418,6 @@ async def _deadlines(node: Node) -> None:
             # Whatever is wrong with one process, the others are looked at again in a second.
             log.warning("deadlines wait", error=repr(error))
         await trio.sleep(_TICK)
-
-
-async def known(node: Node, payloadtype: str) -> None:
-    """Wait for the rest of the queue, if a call needs it. Raises Unavailable."""
-    if node.processes.reading.under_way and payloadtype in _TELLING:
-        await node.processes.reading.demand_end()
 
 
 async def _read_queue(node: Node, notifier: Notifier, status_line: str) -> None:

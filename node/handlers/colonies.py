@@ -49,6 +49,7 @@ async def server_info(node: Node, caller: Caller, request: req.Empty) -> dict[st
 @calls.row("getstatisticsmsg", req.Empty, Who.SERVER, reply="Statistics", section="Server")
 async def server_statistics(node: Node, caller: Caller, request: req.Empty) -> dict[str, int]:
     """Show the counters of all colonies."""
+    await node.processes.reading.demand_end()
     total: dict[str, int] = {}
     for name in list(node.directory.rosters):
         for key, value in (await statistics(node, name)).items():
@@ -83,6 +84,7 @@ async def get_colony(node: Node, caller: Caller, request: req.ColonyOnly) -> Col
 @calls.row("getcolonystatsmsg", req.ColonyOnly, Who.MEMBER, reply="Statistics")
 async def colony_statistics(node: Node, caller: Caller, request: req.ColonyOnly) -> dict[str, int]:
     """Show the counters of one colony."""
+    await node.processes.reading.demand_end()
     return await statistics(node, request.colonyname)
 
 

@@ -87,6 +87,7 @@ async def status(node: Node, caller: Caller, request: req.Empty) -> dict[str, An
 )
 async def waiting(node: Node, caller: Caller, request: req.ProcessById) -> dict[str, Any]:
     """Show what a process waits for, which executors could take it, and why none does."""
+    await node.processes.reading.demand_end()
     return standing_of(node, await locate(node, caller, request.processid))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import binascii
 import math
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -87,8 +87,6 @@ class Table:
     strict_replay: bool = False
     replays: ReplayGuard | None = None
     pressure: Pressure = field(default_factory=Pressure)
-    # Waits for what a call, by its payload type, can't be answered without; raises RpcError.
-    known: Callable[[str], Awaitable[None]] | None = None
     calls: dict[str, Call[Any]] = field(default_factory=dict)
     answered: Counter[tuple[str, int]] = field(default_factory=Counter)
     turns: FairQueue = field(default_factory=lambda: FairQueue(each=MAX_CALLS))
@@ -181,8 +179,6 @@ class Table:
             self.turns.leave(signer)
 
     async def _handled(self, call: Call[R], caller: Caller, request: R, payload: str) -> bytes:
-        if self.known is not None:
-            await self.known(call.payloadtype)
         if self.replays is None or not caller.nonce or call.reads(request):
             result = await call.handler(caller, request)
         else:

@@ -9,13 +9,15 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from node.daemon.main import known
 from node.etcd.client import EtcdClient, Range
+from node.handlers.colonies import colony_statistics
 from node.host.clock import Clock
 from node.model.errors import TimedOut, Unavailable
 from node.model.types import Process
 from node.processes import reading
 from node.processes.service import Processes
+from node.rpc.calls import Caller
+from node.rpc.requests import ColonyOnly
 from node.runtime import feeds
 from node.runtime.feeds import follow
 from node.runtime.node import Node
@@ -137,13 +139,13 @@ async def test_a_listing_waits_for_the_whole_queue(
     started: tuple[Node, Slow], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node, store = started
-    await known(node, "getprocessmsg")
+    asked = Caller(ADA.executorid, "dev"), ColonyOnly("dev")
     with monkeypatch.context() as patience:
         patience.setattr(reading, "_PATIENCE", 0.01)
         with pytest.raises(Unavailable, match="reading the queue"):
-            await known(node, "getcolonystatsmsg")
+            await colony_statistics(node, *asked)
     await read_on(node, store)
-    await known(node, "getcolonystatsmsg")
+    assert (await colony_statistics(node, *asked))["waitingprocesses"] == WAITING
 
 
 async def test_a_subscriber_is_told_nothing_of_what_is_read(started: tuple[Node, Slow]) -> None:
