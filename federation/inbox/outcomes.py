@@ -138,11 +138,13 @@ class OutcomeQueue:
         def make(item: KeyValue) -> Awaitable[bytes]:
             return self._outcome(issuer, item.key[len(prefix) :], item.value.decode())
 
-        for start in range(0, len(listing.items), _TOGETHER):
-            part = listing.items[start : start + _TOGETHER]
-            # Their reads go together.
+        largest = _PAGE_BYTES  # the first is made alone
+        while len(sealed) < len(listing.items) and total < _PAGE_BYTES:
+            # Their reads go together. As many are made as probably fit.
+            count = max(1, min(_TOGETHER, (_PAGE_BYTES - total) // largest))
+            part = listing.items[len(sealed) : len(sealed) + count]
             for outcome in await gather(make, part, _TOGETHER):
-                total += len(outcome)
+                total, largest = total + len(outcome), max(len(outcome), largest if sealed else 1)
                 if sealed and total > _PAGE_BYTES:
                     return sealed
                 sealed[listing.items[len(sealed)].key[len(prefix) :]] = outcome

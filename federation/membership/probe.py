@@ -19,7 +19,7 @@ from federation.peers.context import Context
 from federation.peers.owncard import OwnCard
 from federation.transport.connection import PeerConnection
 from federation.transport.endpoint import Endpoint
-from federation.transport.errors import Reason, RemoteRefusal, TransportError
+from federation.transport.errors import Lost, Reason, RemoteRefusal, TransportError
 from federation.wire.card import open_card
 from federation.wire.envelope import Kind, Rejected, VerifiedMessage
 from federation.wire.messages import Hello, load
@@ -29,6 +29,7 @@ from node.model.errors import RpcError
 from node.tasks.sync import WakeUps
 
 _PROBE = 30.0  # seconds between hellos
+_HELLO = 20.0  # seconds that one may take
 _AT_ONCE = 64  # hellos under way: each to a peer that is away may take seconds
 _A_SECOND = 50.0  # tries, when there are many peers
 _EXPECTED = (TransportError, EtcdError, RpcError, Rejected)
@@ -114,12 +115,15 @@ class Prober:
             with trio.move_on_after(pause):
                 await event.wait()
             if event.is_set():
-                tries = 0
+                tries, away = 0, True
             event = wakeup.event
             away = away or bool(connection.entry.error)
             try:
                 async with self._slots:
-                    await self.hello(connection)
+                    with trio.move_on_after(_HELLO) as patience:
+                        await self.hello(connection)
+                if patience.cancelled_caught:
+                    raise Lost(f"no hello within {_HELLO:g} s")
                 connection.entry.error, tries = "", 0
                 if away:
                     self.outbox.retry_now(connection.id)

@@ -41,7 +41,7 @@ from node.tasks.sync import gather
 _POLL = 30  # seconds that a poll waits at the peer
 _VAIN = 5  # answers in a row that settle nothing, before the next poll has to wait
 _IDLE = 300.0  # seconds between polls of a peer that should owe nothing
-_LONGEST = 60.0  # seconds between two tries of a poll while outcomes are awaited
+_LONGEST = 60.0  # seconds between two tries of a poll
 _AT_ONCE = 16  # outcomes of one answer that are settled at a time
 _EVIDENCE = 65_536  # bytes of the largest malformed outcome that is kept
 
@@ -100,8 +100,7 @@ class OutcomePoller:
                 pause = machine.delay(failures, self.context.chance)
                 if isinstance(error, TransportError):
                     pause = max(pause, error.seconds)
-                longest = _LONGEST if self._awaited(connection.id) else _IDLE
-                with trio.move_on_after(min(pause, longest)):
+                with trio.move_on_after(min(pause, _LONGEST)):
                     await back.wait()
 
     async def poll_once(self, connection: PeerConnection) -> int:

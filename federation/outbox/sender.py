@@ -106,6 +106,8 @@ class Sender:
                     pause = machine.delay(failures, self.context.chance)
                     again = self.outbox.paused[connection.id] = trio.current_time() + pause
                     connection.entry.error = str(error)
+                    if failures == 1:
+                        connection.guide.measure()  # its probe may be in a long pause
                     log.info(
                         "peer not reached", peer=connection.id, error=error, retry=round(pause, 1)
                     )
@@ -123,9 +125,10 @@ class Sender:
     def _plan(self, peerid: str) -> tuple[list[OutboxEntry], float]:
         """Return the forwards to send now, and when to plan again if no wake-up comes first."""
         entries, now = self.outbox.entries, trio.current_time()
-        sendable = filter(self._sendable, entries.ready(peerid, now))
-        # With a full window, the end of a message wakes the loop.
-        due = list(islice(sendable, max(0, _WINDOW - entries.busy_of(peerid))))
+        room = _WINDOW - entries.busy_of(peerid)
+        if room <= 0:
+            return [], now + 60.0  # the end of a message wakes the loop
+        due = list(islice(filter(self._sendable, entries.ready(peerid, now)), room))
         later = entries.next_due(peerid)
         return due, min(now + 60.0, now + 60.0 if later is None else later)
 

@@ -46,7 +46,7 @@ class PeerGuide(Guide):
         return self.mailboxes.around(self.entry)
 
     def measure(self) -> None:
-        """Wake the probe of the peer, which measures its clock."""
+        """Wake the probe of the peer, which measures its clock and tells that the peer is back."""
         self.probes[self.entry.peer.id].wake()
 
     async def follow(self, successors: list[Successor]) -> None:

@@ -26,7 +26,7 @@ from federation.wire.refusals import Proof, RefusalBody
 from federation.wire.signer import Signer
 from federation.wire.sizes import ANSWERS, SIZES
 from node.host.log import get_logger
-from node.http.pool import NoAnswer, NotSent, Pool
+from node.http.pool import NoAnswer, NoSlot, NotSent, Pool
 from node.model.types import SECOND
 
 __all__ = ["Guide", "PeerConnection", "PeerResponse", "fetch_card"]
@@ -73,7 +73,7 @@ class Guide(Protocol):
         return None
 
     def measure(self) -> None:
-        """Have the peer's clock measured: it is not as we thought."""
+        """Have the peer's clock measured: the clock is not as we thought, or the peer is back."""
         return
 
     async def follow(self, successors: list[Successor]) -> None:
@@ -186,7 +186,7 @@ class PeerConnection:
     def failed(self, error: Exception) -> bool:
         """Note an error. Return whether the peer was not reached; then a probe tells of its return.
 
-        The next hello that succeeds after a noted error is that return.
+        The next answer of the peer after a noted error is that return.
         """
         if not isinstance(error, Unsent):
             return False
@@ -227,6 +227,8 @@ class PeerConnection:
                     limit=lambda status: limit if status == 200 else _REFUSAL_LIMIT,
                     patience=_PATIENCE + wait,
                 )
+        except NoSlot as error:
+            raise Unsent(str(error)) from None
         except NotSent as error:
             await self._drop(http)
             raise Unsent(str(error)) from None
@@ -250,8 +252,15 @@ class PeerConnection:
             opened = await self._open_large(answer.data, kind)
         except Rejected as error:
             raise Lost(f"the answer is not valid: {error}") from None
-        self.entry.lastseen, self.entry.error = self.signer.clock.seconds, ""
+        self._heard()
         return opened, answer.data
+
+    def _heard(self) -> None:
+        """Note that the peer answered. After an error, its probe tells all that it is back."""
+        failed, self.entry.error = self.entry.error, ""
+        self.entry.lastseen = self.signer.clock.seconds
+        if failed:
+            self.guide.measure()
 
     # -- time, see `peers.clock` ------------------------------------------------------------
 
@@ -322,7 +331,7 @@ class PeerConnection:
             raise Lost(f"the answer is not valid: {error}") from None
         if hello.clock and hello.nonce == message.nonce:
             self._learn(read(hello.clock, hello.latest, sent, received))
-        self.entry.lastseen, self.entry.error = self.signer.clock.seconds, ""
+        self._heard()
         return hello
 
     def _learn(self, reading: ClockReading) -> None:
@@ -389,7 +398,8 @@ class PeerConnection:
         alone = Proof.NONE if brought else proof
         if status in (408, 429) or status >= 500 or status < 400:
             after = answer.retry_after
-            seconds = min(int(after), _LONGEST_WAIT) if after.isdigit() else 0
+            number = after.isascii() and after.isdigit() and len(after) < 10
+            seconds = min(int(after), _LONGEST_WAIT) if number else 0
             # With any other status, the peer may have accepted it all the same.
             proof = alone if status == 429 else Proof.NONE
             return RemoteRefusal(code, message, Reason.LATER, proof, seconds)

@@ -35,7 +35,10 @@ def _url(host: str, port: int) -> str:
 
 
 def pool(der: bytes, host: str, port: int) -> Pool:
-    """Return a pool of connections to `host` that accept only this certificate."""
+    """Return a pool of connections to `host` that accept only this certificate.
+
+    Raises ValueError for a name that no host has.
+    """
     context = trusting(der)
 
     async def connect() -> tuple[trio.abc.Stream, trio.socket.SocketType]:
@@ -48,7 +51,8 @@ def pool(der: bytes, host: str, port: int) -> Pool:
             raise
         return stream, tcp.socket
 
-    return Pool(_url(host, port).removeprefix("https://"), connect)
+    named = host if host.isascii() else host.encode("idna").decode()
+    return Pool(_url(named, port).removeprefix("https://"), connect)
 
 
 def client(der: bytes, host: str, port: int) -> httpx.AsyncClient:

@@ -19,10 +19,16 @@ _MOST, _IDLE = 16, 8  # connections, and those that are kept while no request ne
 _KEPT = 90.0  # seconds that a connection is kept without a request
 _FREE, _CONNECT, _WRITE = 10.0, 5.0, 15.0  # seconds for each of these
 _PIECE = 65_536  # bytes
+_EARLY = 8  # informational answers (1xx) before an answer
+_PIECES, _SMALLEST = 1024, 64  # pieces of an answer from which on they have so many bytes each
 
 
 class NotSent(Exception):
     """No byte of the request left."""
+
+
+class NoSlot(NotSent):
+    """As many requests as may be are under way."""
 
 
 class NoAnswer(Exception):
@@ -74,12 +80,12 @@ class Pool:
         """Send a request and return its answer.
 
         `limit` returns the most bytes of an answer with a status, `patience` is in seconds without
-        a byte of the answer. Raises NotSent or NoAnswer.
+        a byte of the answer. Raises NotSent (NoSlot if no connection gets free) or NoAnswer.
         """
         with trio.move_on_after(_FREE) as waiting:
             await self._slots.acquire()
         if waiting.cancelled_caught:
-            raise NotSent("no connection was free")
+            raise NoSlot("no connection was free")
         try:
             connection = await self._take()
             self._busy.add(connection)
@@ -90,7 +96,9 @@ class Pool:
                 return reply
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 raise NoAnswer(reason_of(error)) from None
-            except h11.ProtocolError as error:
+            except h11.LocalProtocolError as error:
+                raise NotSent(f"the request is no HTTP: {error}") from None
+            except h11.RemoteProtocolError as error:
                 raise NoAnswer(f"the answer is no HTTP: {error}") from None
             finally:
                 self._busy.discard(connection)
@@ -107,6 +115,9 @@ class Pool:
             await trio.aclose_forcefully(connection.stream)
 
     async def _take(self) -> _Connection:
+        # The last one is used first: those that nobody needs any more are in front.
+        while self._idle and not self._idle[0].usable():
+            await trio.aclose_forcefully(self._idle.pop(0).stream)
         while self._idle:
             connection = self._idle.pop()
             if connection.usable():
@@ -120,13 +131,15 @@ class Pool:
         except trio.TooSlowError:
             raise NotSent(f"no connection within {_CONNECT:g} s") from None
         except (OSError, trio.BrokenResourceError) as error:
-            raise NotSent(reason_of(error)) from None
+            raise NotSent(reason_of(error.__cause__ or error)) from None
 
     def _keep(self, connection: _Connection) -> bool:
         """Keep a connection for the next request. Return False if it has to be closed."""
         http = connection.http
         if (http.our_state, http.their_state) != (h11.DONE, h11.DONE):
             return False
+        if http.trailing_data != (b"", False):
+            return False  # it would be taken for the next answer
         if self._closed or len(self._idle) >= _IDLE:
             return False
         http.start_next_cycle()
@@ -156,7 +169,7 @@ class Pool:
             await stream.send_all(b"".join(filter(None, data)))
         if writing.cancelled_caught:
             raise NoAnswer(f"the request was not taken within {_WRITE:g} s")
-        status, named, parts, room = 0, dict[str, str](), list[bytes](), 0
+        status, named, parts, room, early = 0, dict[str, str](), list[bytes](), 0, 0
         while True:
             event = http.next_event()
             match event:
@@ -171,11 +184,17 @@ class Pool:
                         name.decode(): value.decode("latin-1") for name, value in event.headers
                     }
                     _require_plain(named, room)
+                case h11.InformationalResponse():
+                    early += 1
+                    if early > _EARLY:
+                        raise NoAnswer("the answer never begins")
                 case h11.Data():
                     room -= len(event.data)
                     if room < 0:
                         raise NoAnswer(f"the answer is longer than {limit(status)} bytes")
                     parts.append(bytes(event.data))
+                    if len(parts) > _PIECES and limit(status) - room < _SMALLEST * len(parts):
+                        raise NoAnswer("the answer arrives in too small pieces")
                 case h11.EndOfMessage():
                     return PoolReply(status, named, b"".join(parts))
                 case h11.ConnectionClosed():

@@ -7,6 +7,9 @@ from typing import TypeVar
 
 import trio
 
+from node.host.log import get_logger
+
+log = get_logger("tasks")
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -14,7 +17,7 @@ R = TypeVar("R")
 async def gather(work: Callable[[T], Awaitable[R]], items: Iterable[T], most: int) -> list[R]:
     """Return the results of `work` for all items, in order; at most `most` are worked on at once.
 
-    Raises the first error, alone, after all work has ended.
+    Raises the first error, alone, after all work has ended; others are logged.
     """
     slots, results, errors = trio.CapacityLimiter(most), dict[int, R](), list[Exception]()
 
@@ -29,6 +32,8 @@ async def gather(work: Callable[[T], Awaitable[R]], items: Iterable[T], most: in
         for place, item in enumerate(items):
             nursery.start_soon(one, place, item)
     if errors:
+        for error in errors[1:]:
+            log.warning("one of several failed", error=repr(error))
         raise errors[0]
     return [results[place] for place in sorted(results)]
 

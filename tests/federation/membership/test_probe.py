@@ -111,6 +111,25 @@ async def test_a_sign_of_a_peer_has_it_tried_at_once(autojump_clock: MockClock) 
             nursery.cancel_scope.cancel()
 
 
+async def test_a_wake_up_tells_all_that_the_peer_is_back(autojump_clock: MockClock) -> None:
+    """Whoever reached it first has cleared the error: its tasks must still hear of it."""
+    probes, (away,) = prober(1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(probes.probe_forever, cast(PeerConnection, away))
+        await trio.sleep(HOUR)
+
+        async def hello(connection: PeerConnection) -> float:
+            return 0.0
+
+        probes.hello = hello  # type: ignore[method-assign]
+        away.entry.error = ""
+        returned = probes.outbox.returned(away.id).event
+        probes.probes[away.id].wake()
+        with trio.fail_after(1):
+            await returned.wait()
+        nursery.cancel_scope.cancel()
+
+
 async def test_many_peers_that_are_away_are_tried_a_few_at_a_time(
     autojump_clock: MockClock,
 ) -> None:

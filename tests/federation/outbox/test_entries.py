@@ -189,6 +189,25 @@ async def round_of(client: EtcdClient, size: int, monkeypatch: pytest.MonkeyPatc
     return count[0]
 
 
+async def test_a_full_window_waits_for_the_end_of_a_message(client: EtcdClient) -> None:
+    """An entry whose back-off is over meanwhile must not have the sender plan again and again."""
+    front, far = Front(client), time.time_ns() + 3600 * SECOND
+    for number in range(9):
+        pid = f"{number:064x}"
+        entry = front.outbox.entries[pid] = OutboxEntry(Forward(pid, "bee", 1, far, far, far), 1)
+        if number < 8:
+            entry.busy = True
+        else:
+            entry.due, entry.tries = trio.current_time() - 1, 1
+    sender = delivery_of(front.context, front.outbox)
+    due, again = sender._plan("bee")
+    assert due == []
+    assert again > trio.current_time() + 10
+    front.outbox.entries["0" * 64].busy = False
+    due, _ = sender._plan("bee")
+    assert len(due) == 1
+
+
 async def test_a_round_costs_what_is_due_and_not_what_is_there(
     client: EtcdClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ import trio
 import trio.testing
 
 from node.http.message import Request, Response
-from node.http.pool import NoAnswer, NotSent, Pool, PoolReply
+from node.http.pool import NoAnswer, NoSlot, NotSent, Pool, PoolReply
 from node.http.stream import PromptStream
 from tests.support.http_edge import echo, serving
 
@@ -168,3 +168,76 @@ async def test_a_port_where_nobody_listens() -> None:
     await listener.aclose()
     with pytest.raises(NotSent, match="refused"):
         await post(pool_of(port))
+
+
+_ONE = _OK + b"content-length: 3\r\n\r\none"
+
+
+@pytest.mark.parametrize("more", [_OK + b"content-length: 3\r\n\r\nEVL", b"\r\n"])
+async def test_what_comes_behind_an_answer_answers_nothing(more: bytes) -> None:
+    """The next request has a connection of its own."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(_ONE + more)
+        await stream.receive_some()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, serve, [listener])
+        opened: list[int] = []
+        pool = pool_of(listener.socket.getsockname()[1], opened)
+        for _ in range(3):
+            assert (await post(pool)).body == b"one"
+        assert len(opened) == 3
+        nursery.cancel_scope.cancel()
+
+
+async def test_connections_that_nobody_needs_are_closed() -> None:
+    """Those of a burst do not stay open for ever because one is used again and again."""
+    clock = trio.current_time()
+    async with serving(echo) as served:
+        pool = pool_of(served.port)
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(post, pool)
+        assert len(pool._idle) > 1
+        for connection in pool._idle[:-1]:
+            connection.since = clock - 1000
+        await post(pool)
+        assert len(pool._idle) == 1
+        await pool.aclose()
+
+
+async def test_the_sixteen_that_run_keep_out_the_next_and_lose_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("node.http.pool._FREE", 0.1)
+    go = trio.Event()
+
+    async def slow(request: Request) -> Response:
+        await go.wait()
+        return Response(200)
+
+    async with serving(slow) as served, trio.open_nursery() as nursery:
+        pool = pool_of(served.port)
+        for _ in range(16):
+            nursery.start_soon(post, pool)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        with pytest.raises(NoSlot):
+            await post(pool)
+        go.set()
+    await pool.aclose()
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 20 + _ONE, "never begins"),
+        (_OK + b"transfer-encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 2000, "too small pieces"),
+    ],
+)
+async def test_an_answer_in_very_many_parts(nursery: trio.Nursery, answer: bytes, why: str) -> None:
+    pool = await said(nursery, answer)
+    with pytest.raises(NoAnswer, match=why):
+        await post(pool, limit=10_000)
