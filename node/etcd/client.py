@@ -406,6 +406,23 @@ class EtcdClient:
         await self._drop(gone)
         return deleted
 
+    async def undivided(self, wanted: Sequence[str]) -> list[KeyValue]:
+        """Return the present values of several keys, in their order, without those that lie in
+        parts and those that do not exist.
+        """
+        request = pb.TxnRequest()
+        for key in wanted:
+            _add_operation(request.success, Get(key))
+        answer = await self._call(_KV + "Txn", request, pb.TxnResponse)
+        found: list[KeyValue] = []
+        for response in answer.responses:
+            for kv in map(_key_value, response.response_range.kvs):
+                ref = ref_of(kv.value)
+                self.known.see(kv.key, ref)
+                if ref is None:
+                    found.append(kv)
+        return found
+
     async def _delete(self, request: Any) -> int:
         answer = await self._call(_KV + "DeleteRange", request, pb.DeleteRangeResponse)
         return int(answer.deleted)

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 import trio
 
 from node.etcd.client import TxnResult
-from node.etcd.errors import EtcdError, EtcdUnavailable
+from node.etcd.errors import EtcdError, EtcdNoSpace, EtcdUnavailable
 from node.etcd.guard import GUARD, Guard
+from node.etcd.parts import WHOLE
 from node.etcd.txn import Txn
 from node.host.log import get_logger
 from node.model.errors import NotFound, RpcError, TimedOut, Unavailable
@@ -346,6 +347,9 @@ class Assigner(Observer):
             return await self.processes.enqueue(process, submission)
         waiter, executor = found
         step = store.submit_assigned(process, submission, executor)
+        if len(step.value) > WHOLE:
+            # Its parts are written first, for longer than a poll may be kept.
+            return await self.processes.enqueue(process, submission)
         claim = waiter.claim = _Claim()
         self._leave(waiter)
         waiter.woken.set()
@@ -354,8 +358,9 @@ class Assigner(Observer):
             with trio.CancelScope(shield=True):
                 stored = await self.processes.create(step, self._guarded_by(waiter))
         except EtcdError as error:
-            self._doubt(step.process, new=True)
-            claim.error = type(error)(*error.args)
+            if not error.refused or isinstance(error, EtcdNoSpace):
+                self._doubt(step.process, new=True)
+                claim.error = type(error)(*error.args)
             raise
         except _PollRefused as refused:
             claim.error = refused.refusal
@@ -613,8 +618,9 @@ class Assigner(Observer):
                 raise
             finally:
                 self._starting[origin] -= 1
-                if process is None:
-                    self.freed(origin)  # another process may have the place
+                # Another process may have the place; or the watch was faster than our answer, and
+                # the process was counted twice for a moment.
+                self.freed(origin)
             if process is not None:
                 return process
         return None

@@ -50,6 +50,7 @@ _MANY = 40
 _NO_NAMES: list[str] = []  # nobody changes it
 # Different values of queue keys that are remembered.
 _ALIKE = 1024
+_SHORT = 512  # bytes, or characters, of what is remembered because many have it
 
 
 @dataclass
@@ -238,8 +239,8 @@ class Processes:
         behind = self.queue.in_order(colony, executortype=entry.executortype, after=entry)
         wanted = [processid]
         for each in islice(behind, _AHEAD):
-            known_size = self.client.known.has(keys.process(colony, each.processid))
-            if not (each.blocked or known_size or each.processid in self._reading):
+            in_parts = self.client.known.has(keys.process(colony, each.processid))
+            if not (each.blocked or in_parts or each.processid in self._reading):
                 wanted.append(each.processid)
         read = trio.Event()
         self._reading |= dict.fromkeys(wanted, read)
@@ -252,11 +253,13 @@ class Processes:
         return await self.recall(colony, processid)
 
     async def _read_ahead(self, colony: str, wanted: Sequence[str]) -> None:
-        """Remember processes as they are in the store. Raises EtcdError."""
+        """Remember processes as they are in the store, without those in parts, which may be large.
+
+        The first one is remembered last, so that it is there for its caller. Raises EtcdError.
+        """
         names = [keys.process(colony, processid) for processid in wanted]
-        for kv in await read_many(self.client, names, len(names)):
-            if kv is not None:
-                self.remember(unpack(kv.value, Process), kv.mod_revision, len(kv.value))
+        for kv in reversed(await self.client.undivided(names)):
+            self.remember(unpack(kv.value, Process), kv.mod_revision, len(kv.value))
 
     async def load_many(
         self, colony: str, processids: Sequence[str], *, most: int = 0, light: bool = False
@@ -380,6 +383,8 @@ class Processes:
     def committed_submit(self, process: Process, revision: int) -> None:
         """Update the indexes after a submission is in the store, perhaps in a wider transaction."""
         if process.state == State.RUNNING:
+            # Whoever follows it hears that it waited, and that it runs.
+            self._changed(store.before_start(process), revision - 1)
             self.settle(process, revision)
             return
         self.remember(process, revision)
@@ -667,23 +672,32 @@ def require_assigned(process: Process, identity: str) -> None:
         raise Invalid(f"the process is {process.state.name.lower()}, not running")
 
 
+def _same(text: str) -> str:
+    """Return `_first` of a text, unless that would keep a long one in memory."""
+    return _first(text) if len(text) <= _SHORT else text
+
+
 @lru_cache(maxsize=4096)
-def _same(value: T) -> T:
+def _first(value: T) -> T:
     """Return the first of equal values: thousands of processes share a type, a label, a member."""
     return value
 
 
-@lru_cache(maxsize=_ALIKE)
 def _waiting(value: bytes) -> Waiting:
     """Return the value of a queue key: one object for many processes that were submitted alike, and
     one of each part for those that differ in their deadline alone.
     """
+    return _alike(value) if len(value) <= _SHORT else unpack(value, Waiting)
+
+
+@lru_cache(maxsize=_ALIKE)
+def _alike(value: bytes) -> Waiting:
     waiting = unpack(value, Waiting)
     return Waiting(
         waiting.executornames or _NO_NAMES,
         _same(waiting.locationname),
         waiting.cpu,
-        _same(waiting.mem),
+        _first(waiting.mem),
         waiting.waitdeadline,
         _same(waiting.label),
         _same(waiting.initiatorname),

@@ -18,6 +18,7 @@ from node.model.types import Process
 from node.processes.observer import Observer
 from node.processes.service import Processes
 from node.store import keys
+from node.store.work.processes import before_start, never_queued
 from node.streams.subscriptions import Subscriptions
 
 # Seconds for which changes are collected: the answer to our own write may come after the watch.
@@ -64,6 +65,8 @@ class RemoteChanges(Observer):
             place = (process.colonyname, process.processid)
             heard = self._heard.get(place, {})
             told = subscriptions.told(process.processid)
+            if revision < told:
+                return  # the watch was faster
             before = any(told < earlier < revision for earlier in heard)
             if before or not subscriptions.follows(process):
                 self._note(place, revision, process)
@@ -151,6 +154,8 @@ class RemoteChanges(Observer):
             if place in waiting:
                 continue
             if process is not None and revision > told(place[1]):
+                if never_queued(process) and latest == revision and not told(place[1]):
+                    self.subscriptions.changed(before_start(process), revision - 1)
                 self.subscriptions.changed(process, latest)
             del self._heard[place][revision]
             if not self._heard[place]:

@@ -15,7 +15,6 @@ import msgspec
 import trio
 
 from node.model.types import Process, State
-from node.store.work.processes import before_start, never_queued
 
 # Processes whose last told change is remembered. For a process that was dropped, a change of its
 # contents while it runs is told as if it started.
@@ -235,11 +234,8 @@ class Subscriptions:
     def changed(self, process: Process, revision: int = 0) -> None:
         """Tell subscribers of a process that was stored with a new state; never raises or waits.
 
-        A change of contents only is not told. Of a process that was stored as running, both is
-        told: that it waited, and that it runs.
+        A change of contents only is not told.
         """
-        if never_queued(process) and process.processid not in self._told:
-            self.changed(before_start(process), revision)
         if not self._is_new(process, revision) or not self.any_open:
             return
         event: _Event | None = None

@@ -9,9 +9,7 @@ from node.model.codec import pack
 from node.model.types import Process
 
 _MOST = 2048  # processes
-_ROOM = (
-    16 << 20
-)  # bytes of all of them as they are stored; in memory they are several times as large
+_ROOM = 16 << 20  # bytes of all of them as they are stored; in memory they are some times as large
 
 
 @dataclass

@@ -25,10 +25,17 @@ FILTERS = ("executortype", "initiatorname", "label")
 
 @dataclass(frozen=True)
 class Transition:
-    """One transition: the process afterwards, and the transaction."""
+    """One transition: the process afterwards, and the transaction, which begins with its put."""
 
     process: Process
     txn: Txn
+
+    @property
+    def value(self) -> bytes:
+        """Return the value of the process as it is put."""
+        first = self.txn.success[0]
+        assert isinstance(first, Put)
+        return first.value
 
 
 def waiting_of(process: Process) -> Waiting:

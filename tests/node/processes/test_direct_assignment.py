@@ -11,7 +11,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from node.etcd.client import EtcdClient
-from node.etcd.errors import EtcdUnavailable
+from node.etcd.errors import EtcdError, EtcdUnavailable, error_from
 from node.model.errors import Denied
 from node.model.types import Executor, Process, State
 from node.processes import assignment
@@ -132,6 +132,35 @@ async def test_a_poll_whose_time_ends_is_not_claimed(
         assert scene.store.writes == 2
 
 
+async def test_a_large_one_is_not_written_while_a_poll_waits_for_it(scene: Scene) -> None:
+    """Its parts may take longer than the poll has left."""
+    process = make()
+    process.spec.args = ["x" * 400_000]
+    async with polling(scene, ADA) as got:
+        await scene.assigner.submit(process, b"")
+        await settled(got)
+        assert scene.store.writes == 2
+    assert got["ada"].spec.args == process.spec.args
+
+
+async def test_what_the_store_refuses_leaves_the_poll_alone(scene: Scene) -> None:
+    """Nothing has happened: there is nothing to doubt, and the poll goes on."""
+    async with polling(scene, ADA) as got:
+        scene.store.first = refuse
+        process = make()
+        with pytest.raises(EtcdError, match="no"):
+            await scene.assigner.submit(process, b"")
+        assert not scene.assigner.doubts(process.processid)
+        assert not got
+        second = await scene.assigner.submit(make(), b"")
+        await settled(got)
+        assert got["ada"].processid == second.processid
+
+
+async def refuse() -> None:
+    raise error_from("INVALID_ARGUMENT", "no")
+
+
 async def test_an_id_that_is_taken_assigns_nothing(scene: Scene) -> None:
     first = await scene.submit()
     async with polling(scene, ADA) as got:
@@ -221,6 +250,24 @@ async def test_a_submitter_that_leaves_meanwhile_changes_nothing(scene: Scene) -
             await scene.assigner.submit(process, b"")
         await settled(got)
         assert await scene.stored(process) == got["ada"]
+
+
+async def test_a_later_change_does_not_tell_that_it_waited(client: EtcdClient) -> None:
+    waits = SubscriptionFilter(frozenset({"dev"}), State.WAITING)
+    async with fed(client) as (node, _):
+        node.assigner.present = lambda executor: executor
+        async with trio.open_nursery() as nursery:
+            candidate = Candidate("dev", "cli", "ada")
+            nursery.start_soon(node.assigner.assign, candidate, ADA, POLL)
+            await wait_all_tasks_blocked(0.05)
+            process = await node.assigner.submit(make(), b"")
+        node.subscriptions._told.clear()  # as in a daemon that has started since
+        with node.subscriptions.open(waits) as events:
+            who = ("dev", process.processid, ADA.executorid)
+            await node.processes.set_output(*who, ["half"])
+            await node.processes.close(*who, State.SUCCESSFUL)
+            with pytest.raises(trio.WouldBlock):
+                events.receive_nowait()
 
 
 async def test_either_daemon_tells_that_it_waited_and_runs(client: EtcdClient) -> None:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.errors import EtcdUnavailable
@@ -18,6 +19,7 @@ from node.handlers.work.processes import calls
 from node.host.clock import Clock
 from node.model.codec import pack
 from node.model.types import Colony, ExecutorState, State, User
+from node.processes.extension import Hooks
 from node.processes.service import Processes
 from node.rpc.calls import Caller
 from node.rpc.requests import GetProcesses, GetProcessHistory, ProcessById
@@ -99,6 +101,37 @@ async def test_a_hand_out_that_is_answered_after_its_end_does_not_run_on(
     store.after = it_is_closed
     await node.assigner.assign(CANDIDATE, ADA, 0)
     assert node.processes.running.count("dev") == 0
+
+
+async def test_a_watch_that_is_faster_than_the_answer_keeps_nobody_waiting(
+    tardy: tuple[Node, Tardy],
+) -> None:
+    """Of a colony's two, both may run: one is not counted twice for as long as a poll looks."""
+    node, store = tardy
+
+    class Two(Hooks):
+        def most_running(self, origin: str) -> int:
+            return 2
+
+    node.processes.attach(Two())
+    for _ in range(2):
+        await node.processes.submit(make(origin="o"), b"")
+    got: list[str] = []
+
+    async def poll() -> None:
+        got.append((await node.assigner.assign(CANDIDATE, ADA, 30)).processid)
+
+    with trio.fail_after(50):
+        async with trio.open_nursery() as nursery:
+
+            async def another_looks(revision: int) -> None:
+                await told(node.processes, revision)
+                nursery.start_soon(poll)
+                await wait_all_tasks_blocked()
+
+            store.after = another_looks
+            await poll()
+    assert len(set(got)) == 2
 
 
 @pytest.mark.parametrize("call", ["getprocessmsg", "getprocessesmsg", "getprocesshistmsg"])

@@ -109,3 +109,23 @@ async def test_a_store_that_is_away_fails_the_polls_and_nothing_else(client: Etc
     scene.store.away = False
     assert len(scene.one.queue.entries) == DEEP
     await scene.poll()
+
+
+async def test_processes_in_parts_are_read_alone_and_leave_no_parts(client: EtcdClient) -> None:
+    """Many of them together would fill the memory of a small host."""
+    scene = Scene(client)
+    scene.use(Counting(client))
+    for number in range(6):
+        process = make()
+        process.spec.args = ["x" * (400_000 if number % 2 else 10)]
+        await scene.other.submit(process, b"")
+    items, _ = await client.range_all("/colonyd/")
+    listed(scene.one, [kv for kv in items if "/queue/" in kv.key])
+    # As a daemon that has just started: it has seen no stub.
+    scene.one.client.known._refs.clear()
+    for number in range(6):
+        process = await scene.poll()
+        assert len((process.spec.args or [""])[0]) == (400_000 if number % 2 else 10)
+        assert scene.one.cache.held < 100_000
+    items, _ = await client.range_all("/colonyd/part/")
+    assert len({kv.key.split("/")[3] for kv in items}) == 3, "one set of parts for each"
