@@ -213,11 +213,17 @@ async def _open_pressure(client: EtcdClient, home: Path) -> None:
         log.warning("store is not watched", because=error)  # `watch_use` tries again
 
 
-async def _maintain(client: EtcdClient, home: Path) -> None:
+async def _maintain(node: Node, home: Path) -> None:
     """Maintain the embedded store, or watch a store that others run."""
-    pressure = client.pressure
+    client, pressure = node.client, node.client.pressure
     if pressure.own:
-        await maintain(client, quota_bytes=pressure.quota, hold=keys.HOLD, disk=home)
+        await maintain(
+            client,
+            quota_bytes=pressure.quota,
+            hold=keys.HOLD,
+            disk=home,
+            listing=lambda: node.processes.listing,
+        )
     await watch_use(client)
 
 
@@ -266,7 +272,7 @@ async def _serve(
         info.server.id,
     )
     async with trio.open_nursery() as nursery:
-        housekeeping = partial(_maintain, client, settings.home)
+        housekeeping = partial(_maintain, node, settings.home)
         nursery.start_soon(keep_going, "store maintenance", housekeeping)
         for prefix in (keys.MEMBERS, keys.LIVE, keys.paused(""), keys.SERVER):
             index = partial(feeding.follow, node, prefix)

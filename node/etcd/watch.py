@@ -40,7 +40,8 @@ class WatchBatch(msgspec.Struct, frozen=True):
 
     With `snapshot`, the events are all there is: a reader forgets all other keys. A snapshot may
     come in several batches: all but the last have `more`, all but the first lack `first`. `total`
-    is about how many keys they have together, if that is known.
+    is about how many keys they have together, if that is known. `ended` is a prefix of which no
+    keys follow.
     """
 
     snapshot: bool
@@ -49,6 +50,7 @@ class WatchBatch(msgspec.Struct, frozen=True):
     first: bool = True
     more: bool = False
     total: int = 0
+    ended: str = ""
 
 
 class _Stream:
@@ -198,6 +200,8 @@ async def _listed(
                     ]
                     yield WatchBatch(True, events, revision, first, True, total)
                     first = False
+        yield WatchBatch(True, [], revision, first, True, total, each)
+        first = False
     yield WatchBatch(True, [], revision, first, False, total)
 
 

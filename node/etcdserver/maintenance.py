@@ -7,6 +7,7 @@ what is let in.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -106,14 +107,16 @@ async def maintain(
     interval: float = 30.0,
     hold: str = "",
     disk: Path | None = None,
+    listing: Callable[[], bool] = lambda: False,
 ) -> NoReturn:
     """Keep the store below its quota, until cancelled; `client.pressure` tells how full it is.
 
-    While there is a key `hold`, nothing is compacted unless etcd itself has no space.
+    While there is a key `hold`, or `listing` returns True (for a listing of a whole index, which
+    would have to begin again), nothing is compacted unless etcd itself has no space.
 
-    Overwritten values are kept for one to two intervals, within which a paged listing has to be
-    done; shorter while the store fills. etcd's own compaction, every five minutes at best, lets a
-    busy queue fill the quota in between.
+    Overwritten values are kept for one to two intervals, within which any other paged listing has
+    to be done; shorter while the store fills. etcd's own compaction, every five minutes at best,
+    lets a busy queue fill the quota in between.
     """
     pressure = client.pressure
     pressure.quota = quota_bytes
@@ -135,7 +138,8 @@ async def maintain(
             elif now - turn >= pause:
                 # One revision may have removed much.
                 worth = 1 if pressure.tight or pressure.wanted > compacted else _WORTH_IT
-                if due - compacted >= worth and not (hold and await client.get(hold)):
+                held = listing() or (hold and await client.get(hold))
+                if due - compacted >= worth and not held:
                     await _compact(client, due)
                     compacted, stale = due, _COUNTS
                 elif pressure.tight and stale:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 import trio
+from sortedcontainers import SortedDict
 
 from node.etcd.client import TxnResult
 from node.etcd.errors import EtcdError, EtcdNoSpace, EtcdUnavailable
@@ -164,6 +165,9 @@ class Assigner(Observer):
     # Processes without a time limit that ran when this daemon began and that no call has named
     # since: the id of the executor, by the id of the process.
     _inherited: dict[str, str] = field(default_factory=dict)
+    # Ids of processes that came before the queue was read up to their keys, by these keys. They
+    # wait, so there are no more than the queue has.
+    _early: SortedDict[str, str] = field(default_factory=SortedDict)
 
     def held(self, origin: str) -> bool:
         """Return whether as many processes of a colony run here as may, assignments under way
@@ -195,9 +199,21 @@ class Assigner(Observer):
             self._wake(waiter, origin)
 
     def offered(self, entry: QueueEntry) -> None:
-        """Wake the first poll that may have the process; it searches the queue itself."""
-        if (waiter := self._first(entry)) is not None:
+        """Wake the first poll that may have the process; it searches the queue itself.
+
+        While what comes before the process is not read, no poll may have it.
+        """
+        if not self._is_first(entry):
+            self._early[_key_of(entry)] = entry.processid
+        elif (waiter := self._first(entry)) is not None:
             self._wake(waiter, entry)
+
+    def reached(self) -> None:
+        """Offer the processes that came early and of which now all is read that comes before."""
+        while self._early and self.processes.reading.covers(self._early.peekitem(0)[0]):
+            _, processid = self._early.popitem(0)
+            if (entry := self.processes.queue.entries.get(processid)) is not None:
+                self.offered(entry)
 
     def asking(self, entry: QueueEntry) -> int:
         """Return how many waiting polls match a process, CPU and memory aside."""
@@ -264,6 +280,7 @@ class Assigner(Observer):
         """Note which processes ran before this daemon began, and wake every poll."""
         if not self.processes.told:
             self._inherit()
+        self._early.clear()
         self.wake_all()
 
     def wake_all(self) -> None:
@@ -329,7 +346,7 @@ class Assigner(Observer):
         if candidate.colony in self.paused:
             paused = TimedOut if timeout > 0 else Unavailable
             raise paused("assignments are paused in this colony")
-        if self.processes.reading.under_way:
+        if not self.processes.reading.queue_known:
             refusal = self.processes.reading.refusal()
             raise TimedOut(refusal.message) if timeout > 0 else refusal
         raise NotFound("no process is waiting that this executor may have")
@@ -632,10 +649,7 @@ class Assigner(Observer):
         not overtake one that is not read yet.
         """
         reading = self.processes.reading
-        if not reading.under_way:
-            return True
-        place = (entry.colony, entry.executortype, entry.prioritytime, entry.processid)
-        return reading.covers(keys.queue(*place))
+        return reading.queue_known or reading.covers(_key_of(entry))
 
     async def _assign(self, entry: QueueEntry, executor: Executor) -> Process | None:
         key = keys.process(entry.colony, entry.processid)
@@ -676,3 +690,8 @@ class Assigner(Observer):
                 return step.process
             known = await self.processes.load(entry.colony, entry.processid)
         raise _Raced
+
+
+def _key_of(entry: QueueEntry) -> str:
+    """Return the key of an entry by its place here."""
+    return keys.queue(entry.colony, entry.executortype, entry.prioritytime, entry.processid)

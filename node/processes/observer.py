@@ -29,8 +29,16 @@ class Observer:
     def offered(self, entry: QueueEntry) -> None:
         """Note that a process waits that an executor may have."""
 
+    def reached(self) -> None:
+        """Note that more of the queue is read, by a daemon that has started."""
+
     def freed(self, origin: str) -> None:
         """Note that a process of the colony `origin` ("": of our own) no longer runs."""
+
+    def gone(self, colony: str, processid: str, revision: int) -> None:
+        """Note that a process neither waits nor runs in a listing as of `revision`, which comes
+        after a break of the watch.
+        """
 
     def listed(self) -> None:
         """Note that the indexes were filled from a listing of the store: any process may have

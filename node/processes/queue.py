@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -325,14 +325,18 @@ class Queue:
             del self._taken[entry.processid]
             self.add(entry)
 
-    def replace(self, entries: dict[str, QueueEntry]) -> None:
-        """Replace all entries after a new listing of the store."""
-        for processid in [known for known in self.entries if known not in entries]:
-            self.remove(processid)
-        for processid in [taken for taken in self._taken if taken not in entries]:
-            del self._taken[processid]
-        for entry in entries.values():
-            self.add(entry)
+    def keep(self, listed: Set[str], revision: int) -> list[tuple[str, str]]:
+        """Remove all that a listing of the store as of `revision` has not, unless it is newer.
+
+        Returns the colonies and ids of what it removed.
+        """
+        taken, entries = self._taken, self.entries
+        for processid in [p for p in taken if p not in listed and taken[p] <= revision]:
+            del taken[processid]
+        gone = [e for p, e in entries.items() if p not in listed and e.revision <= revision]
+        for entry in gone:
+            self._drop(entry)
+        return [(entry.colony, entry.processid) for entry in gone]
 
     def overdue(self, now: int) -> list[QueueEntry]:
         """Return the entries that were due before `now`, by the clock of `due_at`; each is returned
@@ -544,14 +548,18 @@ class RunningSet:
         if known is not None and known[2] < revision:
             self._drop(processid)
 
-    def replace(self, entries: dict[str, tuple[str, Running, int]]) -> None:
-        """Replace all processes after a new listing of the store."""
-        for processid in [known for known in self.entries if known not in entries]:
+    def keep(self, listed: Set[str], revision: int) -> list[tuple[str, str]]:
+        """Remove all that a listing of the store as of `revision` has not, unless it is newer.
+
+        Returns the colonies and ids of what it removed.
+        """
+        ended, entries = self._ended, self.entries
+        for processid in [p for p in ended if p not in listed and ended[p] <= revision]:
+            del ended[processid]
+        gone = [(e[0], p) for p, e in entries.items() if p not in listed and e[2] <= revision]
+        for _, processid in gone:
             self._drop(processid)
-        for processid in [ended for ended in self._ended if ended not in entries]:
-            del self._ended[processid]
-        for processid, (colony, running, revision) in entries.items():
-            self.add(colony, processid, running, revision)
+        return gone
 
     def overdue(self, now: int) -> list[tuple[str, str, Running]]:
         """Return (colony, process id, running) of processes that were due before `now`; each

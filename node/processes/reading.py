@@ -13,13 +13,14 @@ import trio
 from node.model.errors import Unavailable
 
 _PATIENCE = 10.0  # seconds that a call waits for the rest
+_ALL = "\U0010ffff"  # after each key
 
 
 @dataclass
 class Reading:
-    """The keys read so far, of `total`; `upto` is the last queue key, `revision` that of all.
+    """The keys read so far, of `total`; `upto` is the last queue key, or after all of them.
 
-    Without `begin` there is nothing to wait for.
+    `revision` is that of the first try. Without `begin` there is nothing to wait for.
     """
 
     total: int = 0
@@ -34,9 +35,27 @@ class Reading:
         return self._end is not None
 
     def begin(self, total: int, revision: int) -> None:
-        """Note that `total` keys, as of `revision`, are read from here on."""
-        self.total, self.read, self.upto, self.revision = total, 0, "", revision
-        self._end = self._end or trio.Event()
+        """Note that `total` keys, as of `revision`, are read from here on.
+
+        After a break they are read again: what was read up to `upto` stays known meanwhile.
+        """
+        self.total, self.read = total, 0
+        if self._end is None:
+            self.upto, self.revision = "", revision
+            self._end = trio.Event()
+
+    def took(self, key: str) -> None:
+        """Note that all queue keys up to `key` are read."""
+        self.upto = max(self.upto, key)
+
+    def took_queue(self) -> None:
+        """Note that all queue keys are read; those of processes that wait for others follow."""
+        self.upto = _ALL
+
+    @property
+    def queue_known(self) -> bool:
+        """Return whether all queue keys are read."""
+        return self._end is None or self.upto == _ALL
 
     def end(self) -> None:
         """Note that all keys are read."""

@@ -55,10 +55,11 @@ _SHORT = 512  # bytes, or characters, of what is remembered because many have it
 
 @dataclass
 class _Listed:
-    """The entries of a listing of the store."""
+    """The ids of the processes of a listing of the store as of `revision`."""
 
-    entries: dict[str, QueueEntry] = field(default_factory=dict)
-    running: dict[str, tuple[str, Running, int]] = field(default_factory=dict)
+    revision: int
+    waiting: set[str] = field(default_factory=set)
+    running: set[str] = field(default_factory=set)
 
 
 class Processes:
@@ -83,7 +84,9 @@ class Processes:
         # not bring back an entry that the watch has removed.
         self.told = 0
         self.reading = Reading()
-        # What a listing after a break of the watch has had so far; None during the first one.
+        # Whether a listing is under way, which a compaction of the store would break.
+        self.listing = False
+        # What a repeated listing has had so far; None during the first one.
         self._relisted: _Listed | None = None
         self._observers: tuple[Observer, ...] = ()
         self.cache = ProcessCache()
@@ -136,46 +139,61 @@ class Processes:
     def begin_listing(self, total: int, revision: int) -> None:
         """Begin to fill the indexes from a listing of `total` keys as of `revision`.
 
-        The first listing is used as it comes. A later one, after a break of the watch, replaces the
-        indexes at its end: until then they are as good as before.
+        A listing is used as it comes. What the indexes have from before a break, and a repeated
+        listing has not, goes at its end.
         """
         known = self.told or self.queue.entries or self.running.entries
-        self._relisted = _Listed() if known else None
+        self._relisted = _Listed(revision) if known else None
+        self.listing = True
         if not self.told:
             self.reading.begin(total, revision)
 
     def list_some(self, items: Sequence[tuple[str, bytes, int]]) -> None:
         """Take in (key, value, revision) of some live keys of a listing, in the order of keys."""
+        listed = self._relisted
         for key, value, revision in items:
-            if key.startswith(keys.QUEUE):
-                self._list_entry(self._entry(key, value, revision))
-                if self._relisted is None:
-                    self.reading.upto = key
-            elif key.startswith(keys.BLOCKED):
-                self._list_entry(self._blocked_entry(key, value, revision))
-            elif key.startswith(keys.STEPS):
+            if key.startswith(keys.STEPS):
                 self._stepped(*keys.parse_step(key)[:2], revision)
-            else:
-                colony, processid = keys.parse_running(key)
-                running = unpack(value, Running)
-                if self._relisted is None:
-                    self.running.add(colony, processid, running, revision)
-                else:
-                    self._relisted.running[processid] = (colony, running, revision)
+                continue
+            processid = key.rpartition("/")[2]
+            if key.startswith(keys.RUNNING):
+                if not self.running.is_old(processid, revision):
+                    colony, _ = keys.parse_running(key)
+                    self.running.add(colony, processid, unpack(value, Running), revision)
+                if listed is not None:
+                    listed.running.add(processid)
+                continue
+            if key.startswith(keys.QUEUE):
+                self.reading.took(key)
+            if not self.queue.is_old(processid, revision):
+                blocked = key.startswith(keys.BLOCKED)
+                make = self._blocked_entry if blocked else self._entry
+                self._enqueue(make(key, value, revision))
+            if listed is not None:
+                listed.waiting.add(processid)
         self.reading.read += len(items)
+        self._reached()
 
-    def _list_entry(self, entry: QueueEntry) -> None:
-        if self._relisted is None:
-            self._enqueue(entry)
-        elif not entry.blocked or entry.processid not in self._relisted.entries:
-            self._relisted.entries[entry.processid] = entry
+    def end_queue(self) -> None:
+        """Note that a listing has had all queue keys; those of blocked processes follow."""
+        self.reading.took_queue()
+        self._reached()
+
+    def _reached(self) -> None:
+        for observer in self._observers:
+            observer.reached()
 
     def end_listing(self) -> None:
         """End a listing: what it had not is gone from the store."""
         if (listed := self._relisted) is not None:
-            self.queue.replace(listed.entries)
-            self.running.replace(listed.running)
+            gone = self.queue.keep(listed.waiting, listed.revision)
+            gone += self.running.keep(listed.running, listed.revision)
+            for colony, processid in gone:
+                if processid not in listed.waiting and processid not in listed.running:
+                    for observer in self._observers:
+                        observer.gone(colony, processid, listed.revision)
             self._relisted = None
+        self.listing = False
         self.reading.end()
         for observer in self._observers:
             observer.listed()

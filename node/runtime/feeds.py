@@ -90,8 +90,9 @@ def take_in(node: Node, prefix: str, batch: WatchBatch) -> None:
 def _list(node: Node, batch: WatchBatch, items: Sequence[tuple[str, bytes, int]]) -> None:
     """Take in a batch of a snapshot of the live keys."""
     if batch.first:
-        node.remote_changes.begin_listing()
         node.processes.begin_listing(batch.total, batch.revision)
     node.processes.list_some(items)
+    if batch.ended == keys.QUEUE:
+        node.processes.end_queue()
     if not batch.more:
         node.processes.end_listing()

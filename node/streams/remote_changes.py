@@ -55,8 +55,6 @@ class RemoteChanges(Observer):
     _heard: dict[Place, dict[int, Process | None]] = field(default_factory=dict)
     _wakeup: trio.Event = field(default_factory=trio.Event)
     _seen: int = 0  # the revision up to which the watch has reported
-    # What was in the indexes before the snapshot that is being read, and was not in it so far.
-    _before: set[Place] = field(default_factory=set)
 
     def changed(self, process: Process, revision: int) -> None:
         """Tell a change of this daemon: now, or after earlier changes that are not yet told."""
@@ -73,37 +71,27 @@ class RemoteChanges(Observer):
                 return
         subscriptions.changed(process, revision)
 
-    def begin_listing(self) -> None:
-        """Note which processes the indexes have, before a snapshot changes them."""
-        self._before = self._live() if self.subscriptions.any_open else set()
-
-    def _live(self) -> set[Place]:
-        queue, running = self.processes.queue.entries, self.processes.running.entries
-        found = {(entry.colony, processid) for processid, entry in queue.items()}
-        return found | {(colony, processid) for processid, (colony, _, _) in running.items()}
+    def gone(self, colony: str, processid: str, revision: int) -> None:
+        """Tell the end of a process that is no longer in a listing as of `revision`."""
+        if self.subscriptions.any_open:
+            self._note((colony, processid), revision, None)
 
     def hear(self, batch: WatchBatch) -> None:
         """Take in the changes of live keys from a batch of the watch; free without subscriptions.
 
-        A process that is no longer in a snapshot has ended since.
+        No subscription is older than the first listing, which may begin several times.
         """
-        seen, before = self._seen, self._before
-        if batch.more:
-            if not seen:
-                return  # there is no subscription that is older than this daemon
-        else:
-            self._seen, self._before = batch.revision, set()
+        if batch.snapshot and not self._seen:
+            self._seen = batch.revision
+        seen = self._seen
+        if not batch.more:
+            self._seen = batch.revision
         if not self.subscriptions.any_open:
             return
         for event in batch.events:
             place = _place(event.key)
-            if place is None:
-                continue
-            before.discard(place)
-            if not batch.snapshot or event.mod_revision > seen:
+            if place is not None and (not batch.snapshot or event.mod_revision > seen):
                 self._note(place, event.mod_revision, None)
-        for place in before if not batch.more else ():
-            self._note(place, batch.revision, None)
 
     def _note(self, place: Place, revision: int, process: Process | None) -> None:
         if revision <= self.subscriptions.told(place[1]):

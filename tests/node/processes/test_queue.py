@@ -116,7 +116,8 @@ def test_a_new_listing_replaces_all() -> None:
     queue = Queue()
     queue.add(ENTRY)
     other = QueueEntry(1, "q", 6, "dev", "cli", ENTRY.waiting)
-    queue.replace({"q": other})
+    queue.add(other)
+    queue.keep({"q"}, 6)
     assert [entry.processid for entry in queue.in_order("dev")] == ["q"]
     assert queue.count("dev") == 1
 
