@@ -39,6 +39,7 @@ def status(session: Session) -> None:
             ),
             ("peers", counts(reply.get("peers"))),
             ("processes", counts(reply.get("processes"))),
+            ("counted so far", reply.get("reading")),
             (
                 "paused",
                 "no work is handed out; `colony process resume`" if reply.get("paused") else "",

@@ -210,7 +210,12 @@ class Metrics:
                         f"colonies_server_{kind}_{word}", "gauge", f"Number of {word} {kind}."
                     ).add(total[word + kind])
                 )
-        return [*same, processes, workflows, executors, head]
+        unread = Family(
+            "colonyd_queue_unread_keys",
+            "gauge",
+            "Keys still to be read after a start; until it is 0, more waits than is counted.",
+        ).add(node.processes.reading.left)
+        return [*same, processes, workflows, executors, head, unread]
 
     async def _head_age(self, colony: str) -> float:
         """Return the age in seconds of the first process that waits only for an executor."""

@@ -71,6 +71,8 @@ async def status(node: Node, caller: Caller, request: req.Empty) -> dict[str, An
         },
         "clock": node.retiming.view(),
         "processes": {state: counts[f"{state}processes"] for state in states},
+        # Not empty while the daemon has started and more may wait than is counted.
+        "reading": node.processes.reading.progress,
         "paused": node.home in node.assigner.paused,
         "stuck": nobody,
         "silent": {"count": len(silent), "processids": silent[:_SILENT]},

@@ -82,6 +82,16 @@ class Reading:
         """Return the error for a call that can't be answered before the end."""
         return Unavailable(f"the daemon has started and is {self}; ask again in some seconds")
 
+    @property
+    def left(self) -> int:
+        """Return about how many keys are still to be read."""
+        return max(1, self.total - self.read) if self.under_way else 0
+
+    @property
+    def progress(self) -> str:
+        """Return the progress in words, "" when all keys are read."""
+        return str(self) if self.under_way else ""
+
     def __str__(self) -> str:
         """Return the progress in words."""
         return f"reading the queue: {self.read:,} of {self.total:,}"

@@ -174,7 +174,8 @@ async def get(node: Node, caller: Caller, request: req.ProcessById) -> dict[str,
 @calls.row("getprocessesmsg", req.GetProcesses, Who.MEMBER, reply="Process[]", heavy=many)
 async def get_many(node: Node, caller: Caller, request: req.GetProcesses) -> Rows:
     """List processes in one state."""
-    await node.processes.reading.demand_end()
+    if request.state == State.WAITING and not request.processgraphid:
+        await node.processes.reading.demand_end()
     rows = await list_processes(node, request)
     return _told(node, caller, request.colonyname, request.state, rows)
 
@@ -182,7 +183,8 @@ async def get_many(node: Node, caller: Caller, request: req.GetProcesses) -> Row
 @calls.row("getprocesshistmsg", req.GetProcessHistory, Who.MEMBER, reply="Process[]", heavy=every)
 async def history(node: Node, caller: Caller, request: req.GetProcessHistory) -> Rows:
     """List processes of the last seconds in one state."""
-    await node.processes.reading.demand_end()
+    if request.state == State.WAITING and not request.executorid:
+        await node.processes.reading.demand_end()
     rows = await listings.submitted_since(node.processes, request, node.clock.now())
     return _told(node, caller, request.colonyname, request.state, rows)
 

@@ -11,18 +11,24 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from node.daemon.metrics import Metrics
 from node.etcd.client import EtcdClient, Range, Status
 from node.etcd.errors import Compacted, EtcdError, EtcdUnavailable
 from node.etcdserver.maintenance import maintain
 from node.handlers.colonies import colony_statistics
+from node.handlers.status import status
+from node.handlers.work.processes import get_many, history
 from node.host.clock import Clock
+from node.http.message import Request
+from node.model.codec import pack
 from node.model.errors import NotFound, TimedOut, Unavailable
-from node.model.types import Process, State
+from node.model.types import Colony, Process, State
 from node.processes import reading
 from node.processes.queue import Candidate
 from node.processes.service import Processes
 from node.rpc.calls import Caller
-from node.rpc.requests import ColonyOnly
+from node.rpc.dispatch import Table
+from node.rpc.requests import ColonyOnly, Empty, GetProcesses, GetProcessHistory
 from node.runtime import feeds
 from node.runtime.feeds import follow
 from node.runtime.node import Node
@@ -181,6 +187,48 @@ async def test_a_listing_waits_for_the_whole_queue(
             await colony_statistics(node, *asked)
     await read_on(node, store)
     assert (await colony_statistics(node, *asked))["waitingprocesses"] == WAITING
+
+
+async def test_only_what_lists_the_queue_waits_for_it(
+    started: tuple[Node, Slow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, _ = started
+    process = await node.assigner.assign(CANDIDATE, ADA, 0)
+    monkeypatch.setattr(reading, "_PATIENCE", 0.01)
+    caller = Caller(ADA.executorid, "dev")
+
+    async def listed(state: State) -> list[list[str]]:
+        rows = [
+            await get_many(node, caller, GetProcesses("dev", count=10, state=state)),
+            await history(node, caller, GetProcessHistory("dev", state=state, seconds=60)),
+        ]
+        return [[row["processid"] async for page in each for row in page] for each in rows]
+
+    assert await listed(State.RUNNING) == [[process.processid]] * 2
+    assert await listed(State.FAILED) == [[], []]
+    with pytest.raises(Unavailable, match="reading the queue"):
+        await listed(State.WAITING)
+    ran = GetProcessHistory("dev", executorid=ADA.executorid, state=State.WAITING, seconds=60)
+    assert [page async for page in await history(node, caller, ran) if page] == []
+
+
+async def test_who_asks_for_counts_is_told_that_they_are_not_all(
+    started: tuple[Node, Slow],
+) -> None:
+    node, store = started
+    node.directory.apply(keys.colony("dev"), pack(Colony("c" * 64, "dev")), 1)
+    caller = Caller("c" * 64, "dev")
+    numbers = Metrics(node, Table(node.directory, node.clock.now), access="open")
+
+    async def told() -> tuple[str, int, bool]:
+        numbers._until = 0.0
+        reply = await status(node, caller, Empty())
+        text = (await numbers.answer(Request("GET", "/metrics", "", {}, b"", ""))).body.decode()
+        return reply["reading"], reply["processes"]["waiting"], "queue_unread_keys 0" in text
+
+    assert await told() == (f"reading the queue: {FIRST} of {WAITING}", FIRST, False)
+    await read_on(node, store)
+    assert await told() == ("", WAITING, True)
 
 
 async def test_a_subscriber_is_told_nothing_of_what_is_read(started: tuple[Node, Slow]) -> None:
