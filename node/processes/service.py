@@ -91,7 +91,7 @@ class Processes:
         self._observers: tuple[Observer, ...] = ()
         self.cache = ProcessCache()
         # What `recall_next` is reading, by the id of the process.
-        self._reading: dict[str, trio.Event] = {}
+        self._read_ahead_events: dict[str, trio.Event] = {}
 
     # Two parts need these processes and are needed by them: observers and an extension. Both are
     # made later and bound here.
@@ -251,22 +251,22 @@ class Processes:
         colony, processid = entry.colony, entry.processid
         if (known := self.cache.get(colony, processid)) is not None:
             return known
-        if (reading := self._reading.get(processid)) is not None:
+        if (reading := self._read_ahead_events.get(processid)) is not None:
             await reading.wait()
             return await self.recall(colony, processid)
         behind = self.queue.in_order(colony, executortype=entry.executortype, after=entry)
         wanted = [processid]
         for each in islice(behind, _AHEAD):
             in_parts = self.client.known.has(keys.process(colony, each.processid))
-            if not (each.blocked or in_parts or each.processid in self._reading):
+            if not (each.blocked or in_parts or each.processid in self._read_ahead_events):
                 wanted.append(each.processid)
         read = trio.Event()
-        self._reading |= dict.fromkeys(wanted, read)
+        self._read_ahead_events |= dict.fromkeys(wanted, read)
         try:
             await self._read_ahead(colony, wanted)
         finally:
             for name in wanted:
-                del self._reading[name]
+                del self._read_ahead_events[name]
             read.set()
         return await self.recall(colony, processid)
 
