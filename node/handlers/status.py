@@ -52,6 +52,7 @@ async def status(node: Node, caller: Caller, request: req.Empty) -> dict[str, An
     nobody = await nobody_takes(node)
     executors = node.directory.roster(node.home).executors.values()
     silent = node.assigner.silent(node.home, {each.executorid for each in executors})
+    reading = node.processes.reading
     states = ("waiting", "running", "successful", "failed", "cancelled")
     return {
         "version": VERSION,
@@ -72,7 +73,7 @@ async def status(node: Node, caller: Caller, request: req.Empty) -> dict[str, An
         "clock": node.retiming.view(),
         "processes": {state: counts[f"{state}processes"] for state in states},
         # Not empty while the daemon has started and more may wait than is counted.
-        "reading": node.processes.reading.progress,
+        "reading": str(reading) if reading.under_way else "",
         "paused": node.home in node.assigner.paused,
         "stuck": nobody,
         "silent": {"count": len(silent), "processids": silent[:_SILENT]},

@@ -87,11 +87,6 @@ class Reading:
         """Return about how many keys are still to be read."""
         return max(1, self.total - self.read) if self.under_way else 0
 
-    @property
-    def progress(self) -> str:
-        """Return the progress in words, "" when all keys are read."""
-        return str(self) if self.under_way else ""
-
     def __str__(self) -> str:
         """Return the progress in words."""
         return f"reading the queue: {self.read:,} of {self.total:,}"
