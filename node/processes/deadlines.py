@@ -7,14 +7,15 @@ the node's.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from functools import partial
 
 import trio
 
 from node.etcd.errors import EtcdUnavailable
-from node.model.types import Process, State
+from node.model.types import Process, Running, State
 from node.processes.assignment import Assigner
+from node.processes.queue import QueueEntry
 from node.processes.service import Processes
 from node.store.work import processes as store
 
@@ -31,7 +32,8 @@ async def expire(processes: Processes, assigner: Assigner) -> None:
     Running processes come first, also those that become late meanwhile: their executors may be
     gone. A process that could not be changed comes up again at the next call, and keeps no other
     one waiting; the same holds for uncertain assignments (`Assigner.look_again`). If the store is
-    away, the rest comes up at the next call, too. Raises the last exception.
+    away, the rest comes up at the next call, too. Raises EtcdUnavailable then; otherwise the first
+    exception.
     """
     failure: Exception | None = None
     failed: list[Callable[[], None]] = []
@@ -40,42 +42,58 @@ async def expire(processes: Processes, assigner: Assigner) -> None:
     async def work() -> None:
         nonlocal failure
         for colony, processid, step, again in late:
-            if isinstance(failure, EtcdUnavailable):
-                failed.append(again)  # it would run into its timeout, too
-                continue
             try:
                 await processes.change_quietly(colony, processid, step)
-            except Exception as error:
+            except EtcdUnavailable as error:
                 failed.append(again)
                 failure = error
+                late.close()  # the others would run into their timeouts, too
+            except Exception as error:
+                failed.append(again)
+                failure = failure or error
 
     async with trio.open_nursery() as nursery:
         for _ in range(_AT_ONCE):
             nursery.start_soon(work)
     for again in failed:
         again()
+        await trio.lowlevel.checkpoint()
     try:
         await assigner.look_again()
     except Exception as error:
-        failure = error
+        failure = failure or error
     if failure is not None:
         raise failure
 
 
-def _late(processes: Processes) -> Iterator[_Late]:
-    """Return the late processes: at each step a running one, as long as there is one."""
+def _late(processes: Processes) -> Generator[_Late]:
+    """Return the late processes: at each step a running one, as long as there is one.
+
+    Those that are left when nobody wants any more come up again.
+    """
     queue, running, steady = processes.queue, processes.running, processes.clock.steady
-    waiting, runs = deque(queue.overdue(steady())), deque(running.overdue(steady()))
-    while runs or waiting:
-        if runs:
-            colony, processid, run = runs.popleft()
-            step = partial(_late_end, processes, run.execdeadline)
-            yield colony, processid, step, partial(running.again, processid)
-        else:
-            entry = waiting.popleft()
-            step = partial(_late_start, processes, entry.waiting.waitdeadline)
-            yield entry.colony, entry.processid, step, partial(queue.again, entry)
-            runs.extend(running.overdue(steady()))
+    now, waiting, runs = steady(), deque[QueueEntry](), deque[tuple[str, str, Running]]()
+    try:
+        while True:
+            if not runs:
+                runs.extend(running.overdue(steady()))
+            if not runs and not waiting:
+                waiting.extend(queue.overdue(now))
+            if runs:
+                colony, processid, run = runs.popleft()
+                step = partial(_late_end, processes, run.execdeadline)
+                yield colony, processid, step, partial(running.again, processid)
+            elif waiting:
+                entry = waiting.popleft()
+                step = partial(_late_start, processes, entry.waiting.waitdeadline)
+                yield entry.colony, entry.processid, step, partial(queue.again, entry)
+            else:
+                return
+    finally:
+        for _, processid, _ in runs:
+            running.again(processid)
+        for entry in waiting:
+            queue.again(entry)
 
 
 def _late_start(

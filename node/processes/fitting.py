@@ -5,7 +5,7 @@ Values in, values out. The queue keeps waiting processes in it, the assignment w
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -33,22 +33,69 @@ T = TypeVar("T", bound=Item)
 
 
 class _Block(Generic[T]):
-    """Items in order; none takes less than `cpu` and `mem`, which may be too low."""
+    """Items in order, and the least of what they take: the pairs of `cpus` and `mems`.
 
-    __slots__ = ("cpu", "items", "mem")
+    No item takes less CPU and memory than such a pair, and each pair is that of an item. As `cpus`
+    rise, `mems` fall: of the pairs with no more than some CPU, the last has the least memory.
+    """
+
+    __slots__ = ("cpus", "items", "mems")
 
     def __init__(self, items: list[T]) -> None:
         self.items = items
-        self.cpu = self.mem = -UNLIMITED
+        self.cpus: list[int] = []
+        self.mems: list[int] = []
+
+    def measure(self) -> None:
+        """Find the pairs anew."""
+        self.cpus, self.mems = [], []
+        for cpu, mem in sorted({(item.cpu, item.mem) for item in self.items}):
+            if not self.mems or mem < self.mems[-1]:
+                self.cpus.append(cpu)
+                self.mems.append(mem)
+
+    def has(self, cpu: int, mem: int) -> bool:
+        """Return whether an item fits."""
+        place = bisect_right(self.cpus, cpu)
+        return place > 0 and self.mems[place - 1] <= mem
+
+    def count(self, cpu: int, mem: int) -> None:
+        """Let the pairs include what a new item takes."""
+        if self.has(cpu, mem):
+            return
+        begin = end = bisect_left(self.cpus, cpu)
+        while end < len(self.mems) and self.mems[end] >= mem:
+            end += 1
+        self.cpus[begin:end], self.mems[begin:end] = [cpu], [mem]
+
+    def discount(self, cpu: int, mem: int) -> None:
+        """Let the pairs forget what an item took that is gone, unless another one takes the same.
+
+        Most take what a neighbour takes: so it is found in few steps.
+        """
+        cpus, mems = self.cpus, self.mems
+        place = bisect_left(cpus, cpu)
+        if place == len(cpus) or cpus[place] != cpu or mems[place] != mem:
+            return
+        if any(item.cpu == cpu and item.mem == mem for item in self.items):
+            return
+        del cpus[place], mems[place]
+        # Only this pair was no more than what these take.
+        less = cpus[place] if place < len(cpus) else None
+        below = mems[place - 1] if place else None
+        for item in self.items:
+            if (less is None or item.cpu < less) and (below is None or item.mem < below):
+                self.count(item.cpu, item.mem)
 
 
 class Track(Generic[T]):
-    """Items in order."""
+    """Items in order; `first` is for a track that `finds`, which costs more to keep."""
 
-    __slots__ = ("_blocks", "_size")
+    __slots__ = ("_blocks", "_finds", "_size")
 
-    def __init__(self) -> None:
+    def __init__(self, finds: bool = True) -> None:
         self._blocks: list[_Block[T]] = []
+        self._finds = finds
         self._size = 0
 
     def __len__(self) -> int:
@@ -65,7 +112,7 @@ class Track(Generic[T]):
         blocks = self._blocks
         low, high = 0, len(blocks) - 1
         # Most come at the end, and leave at the beginning.
-        if not blocks[0].items[-1] < item:
+        if len(blocks) == 1 or not blocks[0].items[-1] < item:
             return 0
         if not item < blocks[high].items[0]:
             return high
@@ -82,8 +129,7 @@ class Track(Generic[T]):
         self._size += 1
         blocks = self._blocks
         if not blocks:
-            blocks.append(_Block([item]))
-            return
+            blocks.append(_Block([]))
         number = self._find(item)
         block = blocks[number]
         items = block.items
@@ -91,23 +137,23 @@ class Track(Generic[T]):
             # What comes at the end, as most does, leaves full blocks behind.
             cut = _MOST if items[-1] < item else _MOST // 2
             later = _Block(items[cut:])
-            later.cpu, later.mem = block.cpu, block.mem
-            del items[cut:]
-            if not later.items:
-                blocks.insert(number + 1, _Block([item]))
-                return
             blocks.insert(number + 1, later)
+            if later.items:
+                del items[cut:]
+                self._measure(block, later)
             if items[-1] < item:
-                block, items = later, later.items
-        insort(items, item)
-        block.cpu, block.mem = min(block.cpu, item.cpu), min(block.mem, item.mem)
+                block = later
+        insort(block.items, item)
+        if self._finds:
+            block.count(item.cpu, item.mem)
 
     def discard(self, item: T) -> None:
         """Remove an item, if it is there."""
         if not self._blocks:
             return
         number = self._find(item)
-        items = self._blocks[number].items
+        block = self._blocks[number]
+        items = block.items
         place = bisect_left(items, item)
         if place == len(items) or items[place] != item:
             return
@@ -115,11 +161,18 @@ class Track(Generic[T]):
         self._size -= 1
         if not items:
             del self._blocks[number]
-        elif number and len(items) + len(self._blocks[number - 1].items) < _MOST // 4:
+            return
+        if self._finds:
+            block.discount(item.cpu, item.mem)
+        if number and len(items) + len(self._blocks[number - 1].items) < _MOST // 4:
             before = self._blocks[number - 1]
             before.items += items
-            before.cpu = before.mem = -UNLIMITED
+            self._measure(before)
             del self._blocks[number]
+
+    def _measure(self, *blocks: _Block[T]) -> None:
+        for block in blocks if self._finds else ():
+            block.measure()
 
     def head(self) -> T:
         """Return the first item; there must be one."""
@@ -130,14 +183,8 @@ class Track(Generic[T]):
         for block in self._blocks:
             if before is not None and before < block.items[0]:
                 return None
-            if block.cpu > cpu or block.mem > mem:
-                continue
-            for item in block.items:
-                if item.cpu <= cpu and item.mem <= mem:
-                    return item
-            # Nobody looks at these again for as little.
-            block.cpu = min(item.cpu for item in block.items)
-            block.mem = min(item.mem for item in block.items)
+            if block.has(cpu, mem):
+                return next(item for item in block.items if item.cpu <= cpu and item.mem <= mem)
         return None
 
     def rank(self, item: T) -> int:

@@ -79,6 +79,10 @@ def matches(candidate: Candidate, waiting: Waiting) -> bool:
     return candidate.mem is None or waiting.mem <= candidate.mem
 
 
+# Deadlines that one call of `before` looks at: some 3 ms.
+_PAGE = 1024
+
+
 @dataclass
 class DeadlineHeap:
     """Deadlines of processes, in ns of one clock. Dropped processes are removed from the heap in
@@ -114,9 +118,13 @@ class DeadlineHeap:
         self._now.pop(processid, None)
 
     def before(self, now: int) -> list[str]:
-        """Return the ids of the processes that were due before `now`, earliest first, each once."""
+        """Return the ids of the next processes that were due before `now`, earliest first, each
+        once: as many as one step may look at.
+        """
         found = []
-        while self._heap and self._heap[0][0] < now:
+        for _ in range(_PAGE):
+            if not self._heap or self._heap[0][0] >= now:
+                break
             deadline, processid = heapq.heappop(self._heap)
             if self._now.get(processid) == deadline:
                 del self._now[processid]
@@ -171,7 +179,7 @@ class Queue:
         for name in _orders_of(entry, lanes):
             track = self._tracks.get(name)
             if track is None:
-                track = self._tracks[name] = Track()
+                track = self._tracks[name] = Track(finds=False)
             track.add(entry)
         for place in places_of(entry, lanes):
             shelf = self._shelves.get(place)
@@ -339,8 +347,8 @@ class Queue:
         return [(entry.colony, entry.processid) for entry in gone]
 
     def overdue(self, now: int) -> list[QueueEntry]:
-        """Return the entries that were due before `now`, by the clock of `due_at`; each is returned
-        once.
+        """Return the next entries that were due before `now`, by the clock of `due_at`; each is
+        returned once.
         """
         return [self.entries[processid] for processid in self.due.before(now)]
 
@@ -562,8 +570,8 @@ class RunningSet:
         return gone
 
     def overdue(self, now: int) -> list[tuple[str, str, Running]]:
-        """Return (colony, process id, running) of processes that were due before `now`; each
-        once.
+        """Return (colony, process id, running) of the next processes that were due before `now`;
+        each once.
         """
         found = []
         for processid in self.due.before(now):

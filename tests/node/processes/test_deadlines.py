@@ -11,8 +11,10 @@ import pytest
 import trio
 
 from cli.core.client import RpcError, encode
-from node.model.types import Conditions, FunctionSpec
+from node.etcd.errors import EtcdUnavailable
+from node.model.types import Conditions, FunctionSpec, Running, Waiting
 from node.processes.deadlines import expire
+from node.processes.queue import QueueEntry
 from node.processes.spec import build_process
 from tests.node.workflows.test_service import Party, kill_at, party, patient, post
 from tests.support.clocked import ANN, World, world
@@ -124,3 +126,50 @@ async def _make(dev: World, name: str, **limits: Any) -> str:
         spec, processid=name, initiatorid=ANN, initiatorname="ann", colonyname="dev", now=dev.now
     )
     return (await dev.node.processes.submit(process, b"")).processid
+
+
+@pytest.mark.parametrize("late", ["wait", "run"])
+async def test_a_store_that_is_away_ends_the_round_and_what_is_left_comes_up_again(
+    dev: World, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    """So it is if another failure follows, and if more is late than one step looks at."""
+    node, tried, kept = dev.node, list[str](), list[Any]()
+    ids = [f"{number:064}" for number in range(3000)]
+    for number, pid in enumerate(ids):
+        if late == "wait":
+            waiting = Waiting([], "", 0, 0, 10 + number, "", "ann")
+            node.processes.queue.add(QueueEntry(number, pid, 1, "dev", "cli", waiting))
+        else:
+            node.processes.running.add("dev", pid, Running("x", "cli", 1, 10, "", "ann"), 1)
+    dev.advance(70)
+
+    async def failing(colony: str, processid: str, step: Any) -> None:
+        tried.append(processid)
+        away = len(tried) <= 8
+        await trio.lowlevel.checkpoint()
+        raise EtcdUnavailable("away") if away else ValueError("odd")
+
+    monkeypatch.setattr(node.processes, "change_quietly", failing)
+    for late_ones in (node.processes.queue, node.processes.running):
+        monkeypatch.setattr(late_ones, "again", _noting(kept, late_ones.again))
+    with pytest.raises(EtcdUnavailable):
+        await expire(node.processes, node.assigner)
+    assert len(tried) < 100
+    assert len(kept) <= 1024 + len(tried), "it looks no further"
+    ended = list[str]()
+
+    async def ending(colony: str, processid: str, step: Any) -> None:
+        await trio.lowlevel.checkpoint()
+        ended.append(processid)
+
+    monkeypatch.setattr(node.processes, "change_quietly", ending)
+    await expire(node.processes, node.assigner)
+    assert sorted(ended) == ids
+
+
+def _noting(kept: list[Any], again: Callable[[Any], None]) -> Callable[[Any], None]:
+    def note(late: Any) -> None:
+        kept.append(late)
+        again(late)
+
+    return note

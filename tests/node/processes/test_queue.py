@@ -132,6 +132,17 @@ def test_a_wait_deadline_is_told_once() -> None:
     assert queue.overdue(8) == [ENTRY]
 
 
+def test_many_that_are_due_at_once_are_told_page_by_page() -> None:
+    for count in (3000, 6000):
+        due, told = DeadlineHeap(), list[str]()
+        for number in range(count):
+            due.set(str(number), number + 1)
+        while found := due.before(count + 1):
+            assert len(found) <= 1024
+            told += found
+        assert told == [str(number) for number in range(count)]
+
+
 def test_an_exec_deadline_is_told_once_and_only_while_it_runs() -> None:
     running = RunningSet()
     run = Running("x", "cli", 1, 10, "", "")

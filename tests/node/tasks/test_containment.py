@@ -261,7 +261,8 @@ async def test_one_deadline_that_fails_keeps_no_other() -> None:
             self.found, self.kept = found, list[Any]()
 
         def overdue(self, now: int) -> list[Any]:
-            return self.found
+            found, self.found = self.found, []
+            return found
 
         def again(self, entry: Any) -> None:
             self.kept.append(entry)
