@@ -7,7 +7,7 @@ the caller checks rights.
 from __future__ import annotations
 
 import socket
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -37,7 +37,6 @@ log = get_logger("files")
 _TRIES = 8
 # Versions removed or read in one transaction: each takes up to three operations.
 _AT_ONCE = 30
-_SPARE = 1_000  # versions that are added without counting again
 # Ids are kept as 32 bytes, and a value must stay below etcd's 1.5 MiB.
 MAX_SNAPSHOT = 30_000
 # Seconds between two sweeps of the bytes, at most.
@@ -78,8 +77,8 @@ class Files:
     max_body: int = 2 << 20
     _quiet: float = 0.0  # trio's time until which nothing is swept
     _locks: defaultdict[str, trio.Lock] = field(default_factory=lambda: defaultdict(trio.Lock))
-    # How many versions a colony may add before they are counted again.
-    _spare: Counter[str] = field(default_factory=Counter)
+    # How many versions of each colony were removed, when they were counted last.
+    _gone: dict[str, int] = field(default_factory=dict)
 
     # -- reading -------------------------------------------------------------------------
 
@@ -175,8 +174,7 @@ class Files:
         async with self._locks[colony]:
             for _ in range(_TRIES):
                 known, held = await self._read(colony, file.label, file.name, ours)
-                if 0 < self.quotas.limits.colony_files <= known.last:
-                    await self._require_room(file)
+                await self._require_room(file, known.last)
                 if ours and not self._kept(file, held.get(file.checksum)):
                     raise Conflict("file.ref: upload the bytes first (fileticketmsg)")
                 new = msgspec.structs.replace(file, sequencenr=known.last + 1, added=self.now())
@@ -192,21 +190,23 @@ class Files:
                     return there
         raise Conflict("file: others change the files of this colony too fast; try again")
 
-    async def _require_room(self, file: File) -> None:
-        """Raise TooMany unless a colony may have one more version.
+    async def _require_room(self, file: File, added: int) -> None:
+        """Raise TooMany unless a colony that ever `added` so many versions may have one more.
 
-        Counting is slow: to be called only for a colony that ever added as many, and not done for
-        each version while there is room for more.
+        Counting is slow: it is done only if there were too many without those that were removed
+        since the last count. The sequence number counts the additions by all daemons.
         """
-        colony = file.colonyname
-        if self._spare[colony] > 0:
-            self._spare[colony] -= 1
+        colony, limit = file.colonyname, self.quotas.limits.colony_files
+        gone = self._gone.get(colony, 0)
+        if gone > added:
+            del self._gone[colony]  # it is another colony of that name
+            gone = 0
+        if not 0 < limit <= added - gone:
             return
         count = await self.client.count(store.by_id(colony, ""))
         if await self.get(colony, file.fileid) is None:
             self.quotas.require("colony_files", f"colony {colony!r}", count, "versions of files")
-        # The other half is for other daemons.
-        self._spare[colony] = min(_SPARE, (self.quotas.limits.colony_files - count) // 2)
+        self._gone[colony] = added - count
 
     def _kept(self, file: File, held: Held | None) -> bool:
         """Return whether the bytes of a file are kept; if they are here, begin their grace anew."""
@@ -233,20 +233,23 @@ class Files:
         """Remove all versions of one file, the oldest first: the newest is shown to the end."""
         async with self._locks[colony]:
             for _ in range(_TRIES):
-                found = below(self.client, store.versions(colony, label, name), keys_only=True)
-                if await self._remove_versions(colony, [kv.key for kv in await whole(found)]):
+                prefix, numbers = store.versions(colony, label, name), list[str]()
+                async with aclosing(below(self.client, prefix, keys_only=True)) as pages:
+                    async for page in pages:
+                        numbers += [kv.key[len(prefix) :] for kv in page]
+                if await self._remove_versions(colony, prefix, numbers):
                     return
         raise Conflict("name: others change the files of this colony too fast; try again")
 
-    async def _remove_versions(self, colony: str, names: list[str]) -> bool:
-        """Remove the versions with these keys, the last ones first; return False after a lost
-        race.
+    async def _remove_versions(self, colony: str, prefix: str, numbers: list[str]) -> bool:
+        """Remove the versions with these numbers in their keys, the last ones first; return False
+        after a lost race.
         """
-        while some := names[-_AT_ONCE:]:
+        while some := [prefix + number for number in numbers[-_AT_ONCE:]]:
             victims = [unpack(kv.value, File) for kv in await whole(values(self.client, some))]
             if not victims or not await self._remove(colony, victims):
                 return False
-            del names[-_AT_ONCE:]
+            del numbers[-_AT_ONCE:]
         return True
 
     async def _remove(self, colony: str, victims: Sequence[File]) -> bool:

@@ -225,6 +225,14 @@ class Processes:
         """
         return self.cache.get(colony, processid) or await self.load(colony, processid)
 
+    async def glance(self, colony: str, processid: str) -> Process | None:
+        """Return a process as it was lately, or None: if it is not there, or large."""
+        known = self.cache.get(colony, processid)
+        if known is None:
+            await self._read_ahead(colony, [processid])
+            known = self.cache.get(colony, processid)
+        return known[0] if known is not None else None
+
     async def recall_next(self, entry: QueueEntry) -> tuple[Process, int] | None:
         """Return what `recall` does, for a process that is about to be assigned.
 

@@ -29,7 +29,7 @@ from federation.wire.envelope import inspect
 from node.daemon.recovery import finish
 from node.etcd.client import EtcdClient, TxnResult, open_client
 from node.etcd.errors import EtcdUnavailable
-from node.etcd.txn import Delete, Put, Txn
+from node.etcd.txn import Delete, Get, GetFirst, Put, Txn
 from node.host.clock import Clock
 from node.host.config import Config, FederationConfig, PeerConfig
 from node.host.home import Home, HomeInfo
@@ -89,7 +89,7 @@ class Mortal(EtcdClient):
         raise EtcdUnavailable("the daemon died")
 
     async def commit(self, txn: Txn) -> TxnResult:
-        if not txn.success:
+        if all(isinstance(op, Get | GetFirst) for op in (*txn.success, *txn.failure)):
             return await super().commit(txn)
         written = [op.key for op in txn.success if isinstance(op, Put | Delete)]
         found: TxnResult = await self._write(lambda: EtcdClient.commit(self, txn), *written)

@@ -69,10 +69,9 @@ async def _times(node: Node, request: req.GetLogs) -> tuple[list[int], int]:
             executor = node.members.executor(request.colonyname, request.executorname)
             return [executor.commissiontime], executor.lastheardfromtime
     elif request.latest or request.since <= 0:
-        known = await node.processes.load(request.colonyname, request.processid)
+        known = await node.processes.glance(request.colonyname, request.processid)
         if known is not None:
-            process = known[0]
-            return [process.submissiontime, process.starttime], process.endtime
+            return [known.submissiontime, known.starttime], known.endtime
     return [], 0
 
 

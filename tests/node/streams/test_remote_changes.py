@@ -294,6 +294,7 @@ async def test_what_the_store_has_forgotten_is_told_by_its_end(
             monkeypatch.setattr(node.processes, "load_at", late)
             await close(other, process)
             told = await told_of(events, process)
+            # On a slow machine, the first may be told before the store forgets it.
             assert told == [each for each in WHOLE if each in told]
             assert told[-1] == WHOLE[-1]
 
