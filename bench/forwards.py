@@ -8,7 +8,6 @@ colony, in the same run, gives the ratio.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import contextlib
 import json
@@ -31,6 +30,7 @@ from wsproto.events import AcceptConnection, CloseConnection, Ping, Request, Tex
 
 from bench.daemon import BenchError, Daemon, child_called
 from bench.load import Line, Script, cpu_seconds, message, percentile
+from bench.options import CommandLine
 from node.host.keys import PrivateKey, read_key
 
 EXECUTORS = 8
@@ -297,13 +297,12 @@ def table(steps: Sequence[dict[str, object]]) -> Iterator[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.forwards", description=__doc__)
+    parser = CommandLine("python -m bench.forwards", __doc__)
     parser.add_argument(
         "--count", type=int, default=400, help="processes that are submitted at once"
     )
     parser.add_argument("--quick", action="store_true", help="100 processes at once")
-    parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="where the stores lie")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_places(figures="the figures")
     parser.add_argument("--keep", action="store_true", help="leave the homes and logs in place")
     options = parser.parse_args(arguments)
     place = Path(tempfile.mkdtemp(prefix="cbench-", dir=options.dir))

@@ -9,7 +9,6 @@ measure itself.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import contextlib
 import json
@@ -25,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from bench.options import CommandLine, named_pid
 from node.host.keys import PrivateKey, read_key, sign_payload
 
 # A script sends requests and is sent (status, body) back; it ends when its step is over.
@@ -454,17 +454,23 @@ def for_seconds(seconds: float) -> Iterator[object]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the steps that are named on standard input."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandLine("python -m bench.load", __doc__)
     parser.add_argument("url", help="such as http://127.0.0.1:50080")
     parser.add_argument("key", help="the key of the server's owner, or the file with it")
-    parser.add_argument("--pid", action="append", default=[], help="NAME=PID whose CPU to report")
+    parser.add_argument(
+        "--pid",
+        action="append",
+        default=[],
+        type=named_pid,
+        metavar="NAME=PID",
+        help="a process whose CPU to report",
+    )
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each timed step")
     options = parser.parse_args(arguments)
-    pids = {name: int(pid) for name, _, pid in (text.partition("=") for text in options.pid)}
     place = urlsplit(options.url)
     file = Path(options.key)
     key = read_key(file) if file.exists() else PrivateKey.from_hex(options.key)
-    load = Load(place.hostname or "127.0.0.1", place.port or 80, key, pids)
+    load = Load(place.hostname or "127.0.0.1", place.port or 80, key, dict(options.pid))
     for name in sys.stdin:
         print(json.dumps(load.step(name.strip(), options.seconds)), flush=True)
 

@@ -1,12 +1,13 @@
 """Measures a daemon that is left alone: its memory, its start, what it wakes up for and writes.
 
-`python -m bench.resting` makes homes of its own below `--dir`: empty, with waiting processes, and
-with closed ones. Its daemon is that of `bench.run`.
+    python -m bench.resting [--quick] [--count 100000] [--seconds 60] [--json FILE]
+
+It makes homes of its own below `--dir`: empty, with waiting processes, and with closed ones. Its
+daemon is that of `bench.daemon`.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import secrets
 import shutil
@@ -25,6 +26,7 @@ import trio
 
 from bench.daemon import BenchError, Daemon, child_called, resident
 from bench.load import Load, cpu_seconds, message
+from bench.options import CommandLine
 from node.etcd.client import open_client
 from node.etcd.txn import Delete, Op, Put, Txn
 from node.etcdserver.supervisor import supervise
@@ -249,12 +251,11 @@ def show(found: dict[str, Any]) -> Iterator[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.resting", description=__doc__)
+    parser = CommandLine("python -m bench.resting", __doc__)
     parser.add_argument("--quick", action="store_true", help="5,000 processes, 10 s a step")
     parser.add_argument("--count", type=int, default=100_000, help="waiting, and closed, processes")
     parser.add_argument("--seconds", type=float, default=60.0, help="length of each timed step")
-    parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="where the stores lie")
-    parser.add_argument("--json", type=Path, help="also write everything to this file")
+    parser.add_places(figures="everything")
     options = parser.parse_args(arguments)
     count, seconds = (5_000, 10.0) if options.quick else (options.count, options.seconds)
     place = Path(tempfile.mkdtemp(prefix="cresting-", dir=options.dir))

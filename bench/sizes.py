@@ -12,7 +12,6 @@ The table of calls decides what needs a row: a call that reads must be in `ROWS`
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import resource
@@ -29,6 +28,7 @@ from typing import Any
 
 from bench.daemon import BenchError, Daemon, child_called
 from bench.load import Line, Reply, Script, cpu_seconds, drive, message
+from bench.options import CommandLine
 from node.host.config import QuotasConfig
 from node.host.keys import PrivateKey, read_key
 
@@ -36,6 +36,8 @@ SIZES = (300, 3_000, 30_000)
 QUICK = (30, 100, 300)
 FEW = 10  # of things that a colony has few of, there is one for so many of the others
 COLONY = "sizes"
+LARGE = "large"  # the colony with a large process, which no listing of the other one answers
+LARGEST = 8 << 20  # bytes of its argument
 FILLERS = 16  # requests in flight while the store is filled
 # A row is measured until so many seconds of CPU are used, or so many calls made.
 ENOUGH, MOST, LEAST = 0.2, 200, 5
@@ -70,6 +72,21 @@ class World:
                 executor["locationname"] = "here"
             self.ask("owner", "addexecutormsg", executor=executor)
             self.ask("owner", "approveexecutormsg", colonyname=COLONY, executorname=name)
+        self.large()
+
+    def large(self) -> None:
+        """Make a process with a large argument and one line of log."""
+        self.keys |= {name: PrivateKey.generate() for name in ("large owner", "large")}
+        colony = {"colonyid": self.keys["large owner"].id, "name": LARGE}
+        self.ask("server", "addcolonymsg", colony=colony)
+        executor = self.executor("large", self.keys["large"].id) | {"colonyname": LARGE}
+        self.ask("large owner", "addexecutormsg", executor=executor)
+        self.ask("large owner", "approveexecutormsg", colonyname=LARGE, executorname="large")
+        spec = self.spec("large", conditions={"colonyname": LARGE}, args=["x" * LARGEST])
+        self.ask("large", "submitfuncspecmsg", spec=spec)
+        processid = self.ask("large", "assignprocessmsg", colonyname=LARGE, timeout=-1)["processid"]
+        self.ask("large", "addlogmsg", processid=processid, message="one line")
+        self.made["large"] = str(processid)
 
     def say(self, who: str, call: str, /, **fields: Any) -> bytes:
         """Return a signed request."""
@@ -322,8 +339,10 @@ MAKERS += [
 def fill(world: World, have: int, want: int) -> None:
     """Make more of everything, in order, until there is what belongs to a size."""
     for what, share, maker in MAKERS:
-        first, end = have // share, max(1, want // share)
-        if first == 0 and have == 0 and end > 0:
+        for line in world.lines:
+            line.renew()  # they were idle while rows were measured, or others were used alone
+        first, end = max(1, have // share) if have else 0, max(1, want // share)
+        if first == 0:
             # The first of a kind comes alone: others may need it.
             drive(world.lines[:1], [_make(maker, world, iter([0]), what)])
             first = 1
@@ -420,6 +439,16 @@ ROWS = (
     _row("getstatisticsmsg", "all colonies", "server", home=False),
     _row("getlogsmsg", "first 10", processid="@running", count=10),
     _row("getlogsmsg", "latest 10", processid="@running", count=10, latest=True),
+    _row(
+        "getlogsmsg",
+        "latest of a process with an argument of 8 MB",
+        "large",
+        home=False,
+        colonyname=LARGE,
+        processid="@large",
+        count=10,
+        latest=True,
+    ),
     _row("getlogsmsg", "latest 10 of an executor", executorname="closer", count=10, latest=True),
     _row("searchlogsmsg", "a rare word", text="needle", days=1, count=10),
     _row("searchlogsmsg", "a common word", text="number", days=1, count=10),
@@ -589,13 +618,11 @@ def run(place: Path, sizes: Sequence[int], only: Sequence[str]) -> Iterator[str]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine("python -m bench.sizes", __doc__)
     parser.add_argument("--quick", action="store_true", help=f"the sizes {QUICK}")
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--only", nargs="+", default=[], help="parts of names of calls, `backup`")
-    parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="where the store lies")
+    parser.add_places()
     options = parser.parse_args(arguments)
     sizes = QUICK if options.quick else options.sizes
     place = Path(tempfile.mkdtemp(prefix="cbench-", dir=options.dir))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -21,6 +21,7 @@ from typing import Any
 
 import trio
 
+from bench.options import CommandLine
 from cli.core.client import Client
 from node.daemon.main import StartOptions, run
 from node.host.home import Home
@@ -113,8 +114,11 @@ def measure(ways: Iterable[Way]) -> tuple[int, int]:
     return len(rooms), len(between) - len(rooms) + 1
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Make the trips and print them."""
+    parser = CommandLine("python -m bench.trips", __doc__)
+    parser.add_argument("--ways", action="store_true", help="list each way from module to module")
+    options = parser.parse_args(arguments)
     ways: dict[str, dict[Way, None]] = {name: {} for name in TRIPS.values()}
     with tempfile.TemporaryDirectory() as place:
         trio.run(submit, Path(place) / "dev", ways)
@@ -128,7 +132,7 @@ def main() -> None:
             f"{title}: {packages} packages, {back} ways back; {modules} modules, {again} ways back"
         )
         seen: set[str] = set()
-        for caller, entered in ways[name] if "--ways" in sys.argv else ():
+        for caller, entered in ways[name] if options.ways else ():
             print(f"  {'back' if entered in seen else '    '} {caller} -> {entered}")
             seen |= {caller, entered}
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bench import raw, run, sizes
+from bench import forwards, load, raw, resting, run, sizes, trips
 from bench.load import Line
 from bench.sizes import Cost, is_marked
 from cli.ops.rpc import all_calls
@@ -100,7 +100,7 @@ def test_the_raw_limit_is_of_as_many_transactions() -> None:
     assert run.limit("submit c=16", limits) == 3000
     assert run.limit("cycle E=32 depth=100", limits) == 1000
     assert run.limit("getprocess c=16", limits) == 3000
-    assert run.limit("hand-over", limits) == 1.0
+    assert run.limit("hand-over", limits) == 0.5
 
 
 @pytest.mark.parametrize("piece", [1, 7, 1000])
@@ -125,6 +125,29 @@ def test_a_reply_in_chunks_is_read_whole(piece: int) -> None:
         one.socket.close()
         thread.join()
     assert (reply.status, reply.body) == (200, b"hello, the wire")
+
+
+@pytest.mark.parametrize("module", [forwards, load, resting, run, sizes, trips])
+def test_help_has_an_example_as_it_is_written(
+    module: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        module.main(["--help"])
+    shown = capsys.readouterr().out
+    command = "scripts/bench" if module is run else f"python -m {module.__name__}"
+    assert shown.startswith(f"usage: {command} ")
+    assert re.search(rf"^    (echo .* )?{command} ", shown, re.M)
+
+
+@pytest.mark.parametrize("module", [forwards, resting, run, sizes])
+def test_a_place_that_is_none_is_told_in_a_line(
+    module: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        module.main([f"--dir={tmp_path}/none"])
+    shown = capsys.readouterr().err
+    assert shown.endswith(f"argument --dir: {tmp_path}/none is not a directory; see --help\n")
+    assert shown.count("\n") == 1
 
 
 def bench(place: Path, *arguments: str) -> str:
