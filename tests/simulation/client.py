@@ -5,7 +5,7 @@ What the store does with them is in `store`; what dies with the daemon, in `colo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import trio
@@ -14,7 +14,7 @@ from node.etcd.client import EtcdClient, KeyValue, Range, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.parts import StubCache
 from node.etcd.pressure import Pressure
-from node.etcd.txn import Delete, DeletePrefix, Put, Txn
+from node.etcd.txn import Delete, DeletePrefix, Get, Put, Txn
 from tests.simulation.store import MemoryStore
 from tests.simulation.world import Killed, World
 
@@ -123,6 +123,11 @@ class MemoryClient(EtcdClient):
                 revision=revision,
             )
         )
+
+    async def undivided(self, wanted: Sequence[str]) -> list[KeyValue]:
+        """Several keys at one moment; no value is in parts here."""
+        found = await self.commit(Txn([], [Get(key) for key in wanted]))
+        return [kv for kvs in found.responses for kv in kvs]
 
     async def count(self, prefix: str) -> int:
         """How many keys have a prefix."""

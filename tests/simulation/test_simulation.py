@@ -72,8 +72,8 @@ TXNS = st.builds(
 )
 
 
-def test_a_hundred_seeds() -> None:
-    summary = run_seeds(range(100), processes=CORES)
+def test_two_hundred_seeds() -> None:
+    summary = run_seeds(range(200), processes=CORES)
     assert not summary.broken, [(each.seed, each.problem) for each in summary.broken]
     assert summary.outcomes["successful"] > 50, "worlds in which nothing works show nothing"
     for fault in ("drop", "late", "duplicate", "kill", "unavailable", "split", "foe replay"):
