@@ -24,14 +24,14 @@ _EACH = 4  # one in so many goes wrong
 
 def losing_submission() -> None:
     """A submission is answered, and not stored."""
-    submit, numbers = Processes.submit, itertools.count(1)
+    submit, numbers = Assigner.submit, itertools.count(1)
 
-    async def lose(self: Processes, process: Process, *more: Any) -> Process:
+    async def lose(self: Assigner, process: Process, *more: Any) -> Process:
         if next(numbers) % _EACH == 0:
             return process
         return await submit(self, process, *more)
 
-    Processes.submit = lose  # type: ignore[method-assign, assignment]
+    Assigner.submit = lose  # type: ignore[method-assign, assignment]
 
 
 def second_hand_out() -> None:
