@@ -16,7 +16,7 @@ import trio
 
 from federation.peers.clock import ClockReading, apart, bridgeable, read, told
 from federation.peers.registry import TRUSTED, PeerState
-from federation.transport.dial import fetch_card, find, pool, text_of
+from federation.transport.dial import fetch_card, find, pool
 from federation.transport.errors import Lost, Reason, RemoteRefusal, TransportError, Unsent
 from federation.transport.tls import fingerprint_of
 from federation.wire.address import split_address
@@ -26,6 +26,7 @@ from federation.wire.refusals import Proof, RefusalBody
 from federation.wire.signer import Signer
 from federation.wire.sizes import ANSWERS, SIZES
 from node.host.log import get_logger
+from node.http.client import reason_of
 from node.http.pool import NoAnswer, NoSlot, NotSent, Pool
 from node.model.types import SECOND
 
@@ -151,7 +152,7 @@ class PeerConnection:
                         f"{address}: shows another certificate than the peer's card promises"
                     )
                 except (ValueError, TransportError) as error:
-                    problems.append(text_of(error))
+                    problems.append(reason_of(error))
             raise Unsent("; ".join(problems[:3]) or "no address is known")
 
     @property
@@ -234,7 +235,7 @@ class PeerConnection:
             raise Unsent(str(error)) from None
         except (NoAnswer, trio.TooSlowError) as error:
             await self._drop(http)
-            raise Lost(f"no answer: {text_of(error)}") from None
+            raise Lost(f"no answer: {reason_of(error)}") from None
         return PeerResponse(answer.status, answer.headers.get("retry-after", ""), answer.body)
 
     async def post(

@@ -78,15 +78,10 @@ async def fetch_card(address: str, clock: SigningClock, *, pinned: str = "") -> 
         data = reply.content
         card = open_card(data, clock.seconds, high_water=clock.floor)
     except (TlsError, ValueError, httpx.HTTPError, httpx.InvalidURL, Rejected) as error:
-        raise Unsent(f"{address}: {text_of(error)}") from None
+        raise Unsent(f"{address}: {reason_of(error)}") from None
     if card.fingerprint != fingerprint_of(der):
         raise Unsent(f"{address}: shows another certificate than the card there promises")
     return card, data
-
-
-def text_of(error: BaseException) -> str:
-    """Return an error as text."""
-    return reason_of(error)
 
 
 @dataclass
@@ -124,9 +119,9 @@ async def find(
                     der, problem = await fetch_certificate(*split_address(at)), ""
                     break
                 except TlsError as error:
-                    problem = text_of(error)
+                    problem = reason_of(error)
         except (TransportError, ValueError) as error:
-            problem = text_of(error)
+            problem = reason_of(error)
         except Exception as error:
             # Whatever goes wrong at one address, try the others.
             log.exception("address not tried", address=address)
