@@ -15,11 +15,9 @@ import math
 import os
 import re
 import selectors
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +29,8 @@ from wsproto.events import AcceptConnection, CloseConnection, Ping, Request, Tex
 from bench.daemon import BenchError, Daemon, child_called
 from bench.load import Line, Script, cpu_seconds, message, percentile
 from bench.options import CommandLine
-from node.host.keys import PrivateKey, read_key
+from bench.report import report
+from colonyd.keys import PrivateKey, read_key
 
 EXECUTORS = 8
 SENDERS = 16  # connections that submit
@@ -303,23 +302,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="100 processes at once")
     parser.add_places(figures="the figures")
-    parser.add_argument("--keep", action="store_true", help="leave the homes and logs in place")
     options = parser.parse_args(arguments)
-    place = Path(tempfile.mkdtemp(prefix="cbench-", dir=options.dir))
-    try:
-        steps = measure(place, 100 if options.quick else options.count)
-    except BenchError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    finally:
-        if options.keep:
-            print(f"kept: {place}", file=sys.stderr)
-        else:
-            shutil.rmtree(place, ignore_errors=True)
-    if options.json:
-        options.json.write_text(json.dumps(steps, indent=2) + "\n")
-    print("\n".join(table(steps)))
-    return 0
+    count = 100 if options.quick else options.count
+    return report("forwards", options, lambda place: measure(place, count), table)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bench.options import CommandLine, named_pid
-from node.host.keys import PrivateKey, read_key, sign_payload
+from colonyd.keys import PrivateKey, read_key, sign_payload
 
 # A script sends requests and is sent (status, body) back; it ends when its step is over.
 Script = Generator[bytes, "Reply", None]
@@ -446,8 +446,9 @@ class Load:
 
 
 def for_seconds(seconds: float) -> Iterator[object]:
-    """Tickets until the time is up; shared by all clients of a step."""
+    """Tickets until the time is up, one at least; shared by all clients of a step."""
     end = time.perf_counter() + seconds
+    yield None
     while time.perf_counter() < end:
         yield None
 

@@ -20,9 +20,10 @@ class CommandLine(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see --help\n")
 
     def add_places(self, *, figures: str = "") -> None:
-        """Add `--dir`, and `--json` when there are figures to write."""
+        """Add `--dir` and `--keep`, and `--json` when there are figures to write."""
         place = Path("/var/tmp")
         self.add_argument("--dir", type=directory, default=place, help="where the stores lie")
+        self.add_argument("--keep", action="store_true", help="leave the homes and logs in place")
         if figures:
             self.add_argument("--json", type=file, help=f"also write {figures} to this file")
 

@@ -8,11 +8,9 @@ daemon is that of `bench.daemon`.
 
 from __future__ import annotations
 
-import json
 import secrets
 import shutil
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -27,11 +25,12 @@ import trio
 from bench.daemon import BenchError, Daemon, child_called, resident
 from bench.load import Load, cpu_seconds, message
 from bench.options import CommandLine
+from bench.report import report
+from colonyd.keys import read_key
 from node.etcd.client import open_client
 from node.etcd.txn import Delete, Op, Put, Txn
 from node.etcdserver.supervisor import supervise
 from node.host.home import Home, HomeInfo, init_home
-from node.host.keys import read_key
 from node.model.ids import new_id
 from node.model.types import Conditions, FunctionSpec, State
 from node.processes.spec import build_process
@@ -183,6 +182,7 @@ def flash(daemon: Daemon, rate: int, seconds: float) -> dict[str, float]:
     load = Load("127.0.0.1", daemon.port, read_key(daemon.home / "keys" / "server.key"), {})
     pair, line, count = Pair.of(daemon), load.lines[0], int(rate * seconds)
     time.sleep(_SETTLE)
+    line.renew()  # the daemon may have closed a connection that was idle for so long
     before, begun = pair.each(written), time.monotonic()
     for number in range(count):
         time.sleep(max(0.0, begun + number / rate - time.monotonic()))
@@ -258,18 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_places(figures="everything")
     options = parser.parse_args(arguments)
     count, seconds = (5_000, 10.0) if options.quick else (options.count, options.seconds)
-    place = Path(tempfile.mkdtemp(prefix="cresting-", dir=options.dir))
-    try:
-        found = measure(place, count, seconds)
-    except BenchError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
-    print("\n".join(show(found)))
-    return 0
+    return report("resting", options, lambda place: measure(place, count, seconds), show)
 
 
 if __name__ == "__main__":

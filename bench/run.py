@@ -15,14 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ import trio
 from bench import raw
 from bench.daemon import BenchError, Daemon, child_called, machine, resident
 from bench.options import CommandLine, named_pid
+from bench.report import report
 
 ROOT = Path(__file__).resolve().parent.parent
 # Modules that measure other things than rates: `python -m bench.NAME [--quick] --dir DIR`.
@@ -38,6 +38,7 @@ SECTIONS = {
     "sizes": "cost of each call that lists or assigns, at three sizes",
     "forwards": "processes between two nodes",
     "resting": "memory, start, wake-ups and bytes written",
+    "workers": "calls of functions in Python, beside pycolonies",
 }
 # What we ask of ourselves: so many times upstream's rate in the same run, ...
 TIMES = {
@@ -280,27 +281,14 @@ def show(result: dict[str, Any]) -> Iterator[str]:
 
 def load(options: argparse.Namespace) -> int:
     """Run the section of rates; return the exit code."""
-    place = Path(tempfile.mkdtemp(prefix="cbench-", dir=options.dir))
-    try:
-        result = measure(place, options)
-    except BenchError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    finally:
-        if options.keep:
-            print(f"kept: {place}", file=sys.stderr)
-        else:
-            shutil.rmtree(place, ignore_errors=True)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
-    print("\n".join(show(result)))
-    return 0
+    return report("load", options, lambda place: measure(place, options), show)
 
 
 def section(name: str, options: argparse.Namespace) -> int:
     """Run another section; return its exit code."""
     command = [sys.executable, "-m", f"bench.{name}", f"--dir={options.dir}"]
     command += ["--quick"] if options.quick else []
+    command += ["--keep"] if options.keep else []
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
@@ -325,14 +313,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="a process of it, whose CPU and memory to show",
     )
     parser.add_places(figures="the load's figures")
-    parser.add_argument("--keep", action="store_true", help="leave the home and its log in place")
     options = parser.parse_args(arguments)
     if options.upstream and not options.key:
         parser.error("--upstream needs --key: the load makes a colony of its own there")
     if options.quick:
         options.seconds, options.depths = min(options.seconds, 1.0), [100]
     failed = 0
-    for name in options.only or ["load", *SECTIONS]:
+    # `setup --no-dev` brings no pycolonies: who asks for what needs it is told so.
+    usual = [each for each in SECTIONS if each != "workers" or find_spec("pycolonies")]
+    for name in options.only or ["load", *usual]:
         print(f"== {name}", flush=True)
         failed = (load(options) if name == "load" else section(name, options)) or failed
     return failed

@@ -15,10 +15,8 @@ from __future__ import annotations
 import json
 import math
 import resource
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,8 +27,9 @@ from typing import Any
 from bench.daemon import BenchError, Daemon, child_called
 from bench.load import Line, Reply, Script, cpu_seconds, drive, message
 from bench.options import CommandLine
+from bench.report import report
+from colonyd.keys import PrivateKey, read_key
 from node.host.config import QuotasConfig
-from node.host.keys import PrivateKey, read_key
 
 SIZES = (300, 3_000, 30_000)
 QUICK = (30, 100, 300)
@@ -41,6 +40,7 @@ LARGEST = 8 << 20  # bytes of its argument
 FILLERS = 16  # requests in flight while the store is filled
 # A row is measured until so many seconds of CPU are used, or so many calls made.
 ENOUGH, MOST, LEAST = 0.2, 200, 5
+FIRST = 2  # calls before, which are not measured: they fill what is remembered
 NOISE = 1.5  # growth beyond what is allowed that is no growth yet
 NOT_THERE = 404
 SHA = "0" * 64
@@ -56,7 +56,7 @@ class World:
 
     def __init__(self, daemon: Daemon) -> None:
         self.lines = [Line(daemon.port) for _ in range(FILLERS)]
-        names = ("owner", "user", "rare", "here", "able", "closer", "idle")
+        names = ("owner", "user", "rare", "here", "able", "closer", "seldom", "idle")
         self.keys = {name: PrivateKey.generate() for name in names}
         self.keys["server"] = read_key(daemon.home / "keys" / "server.key")
         self.made: dict[str, str] = {}
@@ -66,10 +66,12 @@ class World:
             user = {"colonyname": COLONY, "userid": self.keys[name].id, "name": name}
             self.ask("owner", "addusermsg", user=user)
         self.ask("owner", "addlocationmsg", location={"colonyname": COLONY, "name": "here"})
-        for name in ("here", "able", "closer", "idle"):
+        for name in ("here", "able", "closer", "seldom", "idle"):
             executor = self.executor(name, self.keys[name].id)
             if name == "here":
                 executor["locationname"] = "here"
+            elif name == "seldom":
+                executor["executortype"] = "closer"
             self.ask("owner", "addexecutormsg", executor=executor)
             self.ask("owner", "approveexecutormsg", colonyname=COLONY, executorname=name)
         self.large()
@@ -149,19 +151,22 @@ def _elsewhere(world: World, number: int) -> Script:
 @fills("waiting for more CPU than anybody has")
 def _unable(world: World, number: int) -> Script:
     spec = world.spec("able", conditions={"cpu": "900000m"})
-    (yield world.say("user", "submitfuncspecmsg", spec=spec)).value()
+    process = (yield world.say("user", "submitfuncspecmsg", spec=spec)).value()
+    world.made["last"] = str(process["processid"])
 
 
 @fills("closed")
 def _closed(world: World, number: int) -> Script:
-    # The first, which is the oldest, is the only one with a rare label.
+    # The first, which is the oldest, is the only one with a rare label, and of this executor.
     rare = number == 0
+    executor = "seldom" if rare else "closer"
     spec = world.spec("closer", label="rare" if rare else "common")
     asked = world.say("rare" if rare else "user", "submitfuncspecmsg", spec=spec)
     (yield asked).value()
-    process = (yield _assign(world, "closer")).value()
+    process = (yield _assign(world, executor)).value()
     closed = {"processid": process["processid"], "out": ["x"]}
-    (yield world.say("closer", "closesuccessfulmsg", **closed)).value()
+    (yield world.say(executor, "closesuccessfulmsg", **closed)).value()
+    world.made.setdefault("seldom", world.keys["seldom"].id)
 
 
 @fills("running", FEW)
@@ -433,8 +438,17 @@ ROWS = (
     _row("getprocesshistmsg", "1 s, closed", seconds=1, state=2),
     _row("getprocesshistmsg", "an hour, failed: none", seconds=HOUR, state=3),
     _row("getprocesshistmsg", "an hour, no such executor", seconds=HOUR, state=2, executorid=SHA),
+    _row(
+        "getprocesshistmsg",
+        "an hour, one of a rare executor",
+        seconds=HOUR,
+        state=2,
+        executorid="@seldom",
+    ),
+    _row("getprocesshistmsg", "running, no such executor", seconds=HOUR, state=1, executorid=SHA),
     _row("getprocessmsg", "one", processid="@running"),
     _row("getwaitingmsg", "the first of all", processid="@waiting"),
+    _row("getwaitingmsg", "one of the last", processid="@last"),
     _row("getcolonystatsmsg", "one colony"),
     _row("getstatisticsmsg", "all colonies", "server", home=False),
     _row("getlogsmsg", "first 10", processid="@running", count=10),
@@ -451,7 +465,7 @@ ROWS = (
     ),
     _row("getlogsmsg", "latest 10 of an executor", executorname="closer", count=10, latest=True),
     _row("searchlogsmsg", "a rare word", text="needle", days=1, count=10),
-    _row("searchlogsmsg", "a common word", text="number", days=1, count=10),
+    _row("searchlogsmsg", "a common word", text="line", days=1, count=10),
     _row("searchlogsmsg", "a word that is nowhere", text="nowhere", days=1, count=10),
     _row("getprocessgraphmsg", "one", processgraphid="@graph"),
     _row("getprocessgraphsmsg", "10 waiting", state=0, count=10),
@@ -503,6 +517,8 @@ SINGLE = {
 ELSEWHERE = {
     "getpeersmsg",
     "getpeermsg",
+    "getpetnamesmsg",
+    "getcardmsg",
     "getinvitationsmsg",
     "getforwardmsg",
     "getoriginmsg",
@@ -523,9 +539,10 @@ class Cost:
 
 def measure(world: World, row: Row, pids: Sequence[int]) -> Cost:
     """Make the calls of a row until enough CPU is used. Raises BenchError when one is refused."""
-    line, size = world.lines[0], 0
-    begun = sum(map(cpu_seconds, pids))
-    for turn in count(1):
+    line, size, begun = world.lines[0], 0, 0.0
+    for turn in count(1 - FIRST):
+        if turn == 1:
+            size, begun = 0, sum(map(cpu_seconds, pids))
         script = row.script(world)
         request = next(script)
         while True:
@@ -537,6 +554,8 @@ def measure(world: World, row: Row, pids: Sequence[int]) -> Cost:
                 break
             except RuntimeError as error:
                 raise BenchError(f"{row.call}, {row.about}: {error}") from None
+        if turn < 1:
+            continue
         used = sum(map(cpu_seconds, pids)) - begun
         if turn >= MOST or (used >= ENOUGH and turn >= LEAST):
             return Cost(used / turn * 1e3, size / turn)
@@ -586,8 +605,10 @@ def table(costs: dict[tuple[str, str], list[Cost]], sizes: Sequence[int]) -> Ite
         yield f"{f'{call}: {about}':68}{cells}{growth:8.1f}x{answer:8.1f}x{mark}"
 
 
-def run(place: Path, sizes: Sequence[int], only: Sequence[str]) -> Iterator[str]:
-    """Fill a daemon and measure; return the report as lines. Raises BenchError."""
+def run(
+    place: Path, sizes: Sequence[int], only: Sequence[str]
+) -> dict[tuple[str, str], list[Cost]]:
+    """Fill a daemon and measure; return the costs of each row. Raises BenchError."""
     quotas = (f"COLONYD_QUOTAS__{name.upper()}" for name in QuotasConfig.__struct_fields__)
     daemon = Daemon(place / "home", **dict.fromkeys(quotas, "0"))
     daemon.home.mkdir(mode=0o700)
@@ -613,7 +634,7 @@ def run(place: Path, sizes: Sequence[int], only: Sequence[str]) -> Iterator[str]
                 costs.setdefault(("colony backup", "everything"), []).append(cost)
     finally:
         daemon.stop()
-    yield from table(costs, sizes)
+    return costs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -625,16 +646,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_places()
     options = parser.parse_args(arguments)
     sizes = QUICK if options.quick else options.sizes
-    place = Path(tempfile.mkdtemp(prefix="cbench-", dir=options.dir))
-    try:
-        for text in run(place, sizes, options.only):
-            print(text)
-    except BenchError as error:
-        print(f"sizes: {error}", file=sys.stderr)
-        return 1
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-    return 0
+    return report(
+        "sizes",
+        options,
+        lambda place: run(place, sizes, options.only),
+        lambda costs: table(costs, sizes),
+    )
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ from typing import Any
 import trio
 
 from bench.options import CommandLine
-from cli.core.client import Client
+from colonyd.keys import read_key
+from colonyd.rpc import RpcClient
 from node.daemon.main import StartOptions, run
 from node.host.home import Home
-from node.host.keys import read_key
 from tests.support.colonies import world
 from tests.support.daemons import free_port
 
@@ -80,7 +80,7 @@ async def submit(place: Path, ways: dict[str, dict[Way, None]]) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(run, StartOptions(place, {"node.name": "dev"}, environ))
         spec = {"funcname": "f", "conditions": {"colonyname": "dev", "executortype": "cli"}}
-        async with Client(f"http://127.0.0.1:{port}") as client:
+        async with RpcClient(f"http://127.0.0.1:{port}") as client:
             with noting(ways):
                 await client.call(
                     "submitfuncspecmsg", {"spec": spec}, read_key(Home(place).key("user"))

@@ -5,7 +5,6 @@ Each command is in its own module.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import io
 import os
@@ -18,7 +17,8 @@ from click.shell_completion import CompletionItem
 
 from cli.core.errors import EXIT_CODES, Failure
 from cli.core.session import Session, shared_options
-from cli.core.terminal import json_text, print_line, print_note
+from cli.core.terminal import json_text, print_error, print_line
+from cli.core.words import WordGroup, furnish
 
 Command = tuple[str, str, str]
 
@@ -35,7 +35,13 @@ SECTIONS: Mapping[str, Mapping[str, Command]] = {
         ),
         "status": ("cli.ops.status", "status", "Show how the daemon is."),
         "top": ("cli.ops.top", "top", "Watch queue, running work, executors and peers."),
+        "ui": ("cli.ui.command", "ui", "Show the colony as a web page on this machine."),
         "doctor": ("cli.ops.doctor", "doctor", "Look for what is wrong and say what to do."),
+        "chaos": (
+            "cli.chaos.command",
+            "chaos",
+            "Kill workers at random; tell what it did to the work.",
+        ),
         "backup": ("cli.daemon.backup", "backup", "Save everything of the colony to one file."),
         "restore": ("cli.daemon.backup", "restore", "Bring a saved colony back."),
         "history": (
@@ -45,10 +51,17 @@ SECTIONS: Mapping[str, Mapping[str, Command]] = {
         ),
         "config": ("cli.daemon.config", "config", "Show the settings in force."),
         "key": ("cli.daemon.key", "key", "Make private keys, tell their ids."),
+        "service": (
+            "cli.daemon.service",
+            "service",
+            "The daemon and workers as services of this host.",
+        ),
     },
     "Work": {
         "run": ("cli.work.run", "run", "Submit a function to run, here or in another colony."),
         "process": ("cli.work.manage", "process", "Processes: list, show, await, cancel, close."),
+        "pause": ("cli.work.manage", "pause", "Hand out no more work; submissions go on."),
+        "resume": ("cli.work.manage", "resume", "Hand out work again."),
         "workflow": ("cli.work.workflow", "workflow", "Graphs of functions: submit, show, await."),
         "cron": ("cli.automation.cron", "cron", "Workflows that start by the clock."),
         "generator": (
@@ -81,10 +94,11 @@ SECTIONS: Mapping[str, Mapping[str, Command]] = {
         "user": ("cli.members.user", "user", "People who may submit work."),
         "colony": ("cli.members.colony", "colony", "The colonies that a server hosts."),
         "location": ("cli.members.location", "location", "Named places where executors stand."),
-        "peers": ("cli.peers.peers", "peers", "Other colonies: list, trust, block, ping."),
-        "routes": (
+        "peer": ("cli.peers.peers", "peer", "Other colonies: list, trust, block, ping."),
+        "card": ("cli.peers.card", "card", "A colony's card as a link or QR code; open a link."),
+        "route": (
             "cli.peers.routes",
-            "routes",
+            "route",
             "Where processes go that name no colony, and why.",
         ),
     },
@@ -93,6 +107,7 @@ SECTIONS: Mapping[str, Mapping[str, Command]] = {
         "cluster": ("cli.ops.cluster", "cluster", "The daemons that serve one store together."),
         "rpc": ("cli.ops.rpc", "rpc", "The calls that a daemon answers."),
         "version": ("cli.daemon.config", "version", "Show the versions of command and daemon."),
+        "help": ("cli.ops.help", "help_", "Explain a topic, or show the help of a command."),
         "completion": ("cli.ops.completion", "completion", "Print a shell's completion script."),
     },
 }
@@ -106,10 +121,16 @@ Examples:
   colony worker --func upper='tr a-z A-Z'
   colony run --func upper hello --wait
 
-Exit codes: {EXIT_CODES}"""
+`colony help` lists topics. Exit codes: {EXIT_CODES}"""
 
 
-class _Lazy(click.Group):
+# What is typed from habit, or was a command once.
+_ALIASES = {"peers": "peer", "routes": "route", "fs": "file", "security": "key"}
+
+
+class _Lazy(WordGroup):
+    aliases = _ALIASES
+
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run as a program: on any terminal, with any locale, without a stdout."""
         for name in ("stdout", "stderr"):
@@ -130,19 +151,12 @@ class _Lazy(click.Group):
             if not session.as_json:
                 raise
             step = error.next_step if isinstance(error, Failure) else ""
-            print_note(json_text({"error": error.message, "next": step, "exit": error.exit_code}))
+            print_error(json_text({"error": error.message, "next": step, "exit": error.exit_code}))
             raise click.exceptions.Exit(error.exit_code) from None
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, or suggest commands with similar names."""
-        name = args[0]
-        if name in COMMANDS or name.startswith("-"):
-            return super().resolve_command(ctx, args)
-        near = difflib.get_close_matches(name, COMMANDS, n=3)
-        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise click.UsageError(f"No such command {name!r}.{hint}", ctx)
+    def words(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, without importing them."""
+        return list(COMMANDS)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -206,6 +220,8 @@ def main() -> None:
     COLONIES_EXECUTOR_NAME.
     """
 
+
+furnish(main)
 
 if __name__ == "__main__":
     main(prog_name="colony")

@@ -21,6 +21,7 @@ settings.load_profile("patient")
 
 # Files of one long test begin first, so that the others fill the time beside them.
 _LONGEST = (
+    "test_package.py",
     "test_many_seeds.py",
     "test_kills.py",
     "test_netns.py",
@@ -28,6 +29,7 @@ _LONGEST = (
     "test_fuzz.py",
     "test_checker.py",
     "test_cut_links.py",
+    "test_pages.py",
 )
 
 

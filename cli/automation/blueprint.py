@@ -11,12 +11,13 @@ from typing import Any
 
 import click
 
-from cli.automation.blueprint_doctor import doctor, log
+from cli.automation.blueprint_doctor import doctor, logs
 from cli.core.errors import NOT_FOUND, USAGE, Failure
 from cli.core.inputs import read_object
 from cli.core.output import cell_text, print_done, print_json, print_rows, print_value, short, when
 from cli.core.session import Session, colony_command, colony_group
 from cli.core.terminal import json_text
+from cli.core.words import spelled
 
 blueprint = colony_group(
     "blueprint",
@@ -83,9 +84,9 @@ def definition_ls(session: Session) -> None:
     )
 
 
-@colony_command("get", "colony blueprint definition get cameras")
+@colony_command("show", "colony blueprint definition show cameras")
 @click.argument("name")
-def definition_get(session: Session, name: str) -> None:
+def definition_show(session: Session, name: str) -> None:
     """Print a definition as JSON, as `add` reads it."""
     fields = {"colonyname": session.colony(), "name": name}
     print_json(session.call("getblueprintdefinitionmsg", fields))
@@ -99,7 +100,7 @@ def definition_rm(session: Session, name: str) -> None:
     print_done(session, {"name": name, "removed": True}, f"removed {name}")
 
 
-for _command in (definition_add, definition_ls, definition_get, definition_rm):
+for _command in (definition_add, definition_ls, definition_show, definition_rm):
     definition.add_command(_command)
 
 
@@ -144,9 +145,9 @@ def _cut(text: str, most: int = 60) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-@colony_command("get", "colony blueprint get camera-1", "colony blueprint get camera-1 --json")
+@colony_command("show", "colony blueprint show camera-1", "colony blueprint show camera-1 --json")
 @click.argument("name")
-def get(session: Session, name: str) -> None:
+def show(session: Session, name: str) -> None:
     """Show one blueprint; with --json as `update` reads it."""
     row = _get(session, name)
     metadata = row["metadata"]
@@ -216,7 +217,7 @@ def set_path(target: dict[str, Any], path: str, text: str) -> None:
             raise Failure(
                 f"--key {path!r}: {'.'.join(path.split('.')[:done])} has no field {part!r}",
                 code=USAGE,
-                next_step="see `colony blueprint get --json`",
+                next_step="see `colony blueprint show --json`",
             )
         if done == len(way):
             place[key] = value
@@ -258,12 +259,12 @@ def reconcile(session: Session, name: str, force: bool) -> None:
     "history", "colony blueprint history camera-1", "colony blueprint history camera-1 -g 3"
 )
 @click.argument("name")
-@click.option("--limit", type=click.IntRange(0), default=10, show_default=True, help="0: all.")
+@click.option("--count", type=click.IntRange(0), default=10, show_default=True, help="0: all.")
 @click.option("--generation", "-g", type=int, default=None, help="Show this one in full.")
-def history(session: Session, name: str, limit: int, generation: int | None) -> None:
+def history(session: Session, name: str, count: int, generation: int | None) -> None:
     """List what a blueprint was, newest first."""
     blueprintid = _get(session, name)["blueprintid"]
-    fields = {"blueprintid": blueprintid, "limit": 0 if generation is not None else limit}
+    fields = {"blueprintid": blueprintid, "limit": 0 if generation is not None else count}
     rows: list[dict[str, Any]] = session.call("getblueprinthistorymsg", fields) or []
     if generation is not None:
         found = [row for row in rows if row.get("generation") == generation]
@@ -290,7 +291,8 @@ def history(session: Session, name: str, limit: int, generation: int | None) -> 
     )
 
 
+spelled(history, {"limit": "count"})
 for _command in (
-    add, ls, get, update, set_, set_status, rm, reconcile, history, log, doctor,
+    add, ls, show, update, set_, set_status, rm, reconcile, history, logs, doctor,
 ):  # fmt: skip
     blueprint.add_command(_command)

@@ -11,13 +11,13 @@ from typing import Any
 import click
 import trio
 
-from cli.core.client import Signed
 from cli.core.errors import FAILED, NOT_FOUND, OK, Failure
-from cli.core.lookup import newest
 from cli.core.output import Check, print_json, short
 from cli.core.session import Session, colony_command, finish
 from cli.core.terminal import print_line, print_note
 from cli.work import log as log_lines
+from colonyd.replies import newest
+from colonyd.rpc import Signed
 
 _POLL = 1.0  # seconds
 _RECENT = 100  # processes of a state looked at for a blueprint's name
@@ -71,7 +71,7 @@ def check(
         why = "; ".join(str(error) for error in last.get("errors") or []) or "no reason given"
         process = short(last["processid"])
         yield Check(
-            name, False, f"the last reconciliation failed: {why}", f"`colony log get -p {process}`"
+            name, False, f"the last reconciliation failed: {why}", f"`colony log show -p {process}`"
         )
 
 
@@ -144,11 +144,11 @@ def doctor(session: Session, name: str | None, fix: bool) -> None:
     finish(FAILED if wrong else OK)
 
 
-@colony_command("log", "colony blueprint log camera-1", "colony blueprint log --follow")
+@colony_command("logs", "colony blueprint logs camera-1", "colony blueprint logs --follow")
 @click.argument("name", required=False)
 @click.option("--count", type=click.IntRange(1, log_lines.PAGE), default=100, show_default=True)
 @click.option("--follow", "-f", is_flag=True, help="Go on until interrupted.")
-def log(session: Session, name: str | None, count: int, follow: bool) -> None:
+def logs(session: Session, name: str | None, count: int, follow: bool) -> None:
     """Print what was logged while a blueprint was made real; without NAME, by all who do that."""
     key, colony = session.member_key(), session.colony()
     kept: list[log_lines.Line] = []

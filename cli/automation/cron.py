@@ -36,7 +36,8 @@ def _find(session: Session, text: str) -> str:
     return str(found["cronid"])
 
 
-def _schedule(row: dict[str, Any]) -> str:
+def schedule(row: dict[str, Any]) -> str:
+    """Return when a cron runs: its expression, or its interval."""
     if (interval := int(row.get("interval") or 0)) > 0:
         return f"every {interval} s" + (", at random" if row.get("random") else "")
     return str(row.get("cronexpression") or "")
@@ -91,7 +92,7 @@ def ls(session: Session) -> None:
         lambda row: [
             short(row["cronid"]),
             row.get("name"),
-            _schedule(row),
+            schedule(row),
             when(row.get("nextrun"))[:19],
             when(row.get("lastrun"))[:19] or "never",
             short(row.get("prevprocessgraphid")),
@@ -107,7 +108,7 @@ def _print(session: Session, row: dict[str, Any]) -> None:
         [
             ("cron", row["cronid"]),
             ("name", row.get("name")),
-            ("schedule", _schedule(row)),
+            ("schedule", schedule(row)),
             ("waits for the last", "yes" if row.get("waitforprevprocessgraph") else ""),
             ("next run", when(row.get("nextrun"))),
             ("last run", when(row.get("lastrun"))),

@@ -13,42 +13,18 @@ from urllib.parse import urlsplit
 
 import trio
 
-from cli.core.client import RpcError, Unreachable
-from cli.core.errors import DENIED, UNREACHABLE, USAGE, Failure
+from cli.core.errors import DENIED, UNREACHABLE, Failure
+from colonyd.errors import Denied
+from colonyd.keys import IdentityError, read_key
+from colonyd.places import read_listening
+from colonyd.rpc import RpcError, Unreachable
 from node.host.home import Home
-from node.host.keys import IdentityError, read_key
-from node.host.listening import read_listening
 from node.host.ports import holder_of
-from node.model.errors import Denied
 
 if TYPE_CHECKING:
     from cli.core.session import Session
 
 _PATIENCE = 5.0  # seconds
-
-
-def checked(url: str) -> str:
-    """Return a server's URL unchanged. Raises Failure (usage) for one that names no address."""
-    scheme, _, rest = url.partition("://")
-    place = rest.partition("/")[0]
-    step = "write it as HOST:PORT, or https://HOST:PORT"
-    wrong = ""
-    if scheme.lower() not in ("http", "https"):
-        wrong = f"{scheme}:// is neither http:// nor https://"
-    elif not place or not url.isprintable() or " " in url:
-        wrong = "it is empty, or has a blank or a control character"
-    elif place.count(":") > 1 and "[" not in place:
-        wrong, step = "an IPv6 address stands in brackets", f"write it as '[{place}]:PORT'"
-    else:
-        try:
-            port = urlsplit(url).port
-        except ValueError:
-            port = 0
-        if port == 0:
-            wrong = "its port is no number from 1 to 65535, or its brackets are wrong"
-    if wrong:
-        raise Failure(f"{url!r} is no server's address: {wrong}", code=USAGE, next_step=step)
-    return url
 
 
 def not_colonyd(session: Session, reply: RpcError) -> Failure:
@@ -118,7 +94,7 @@ async def _server_at(session: Session) -> str:
 
 def _who(url: str) -> str:
     """Return the program at an address of this machine, if this user may see it."""
-    from cli.core.tls import is_local
+    from colonyd.tls import is_local
 
     parts = urlsplit(url)
     if parts.port is None or not is_local(parts.hostname or ""):

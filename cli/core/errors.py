@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import click
 
-from cli.core.terminal import print_note
+from cli.core.terminal import print_error
+from colonyd.errors import ColonyError, NotPermitted, NotThere, WrongSetting
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 OK, FAILED, USAGE, NOT_FOUND, DENIED, TIMEOUT, UNREACHABLE = 0, 1, 2, 3, 4, 5, 69
 EXIT_CODES = (
@@ -25,6 +31,28 @@ class Failure(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         """Print to stderr; stdout carries results only."""
-        print_note(f"error: {self.message}")
+        print_error(f"error: {self.message}")
         if self.next_step:
-            print_note(f"  next: {self.next_step}")
+            print_error(f"  next: {self.next_step}")
+
+
+_CODES = ((NotPermitted, DENIED), (NotThere, NOT_FOUND), (WrongSetting, USAGE))
+
+
+def failure_of(error: ColonyError) -> Failure:
+    """Return the error of the package `colonyd` as one for people at a terminal."""
+    code = next((code for kind, code in _CODES if isinstance(error, kind)), FAILED)
+    return Failure(error.message, code=code, next_step=error.next_step)
+
+
+def failing(function: Callable[P, T]) -> Callable[P, T]:
+    """Have a function raise Failure where the package `colonyd` raises ColonyError."""
+
+    @wraps(function)
+    def told(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except ColonyError as error:
+            raise failure_of(error) from None
+
+    return told

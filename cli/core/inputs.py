@@ -127,6 +127,18 @@ def since(text: str, now: float | None = None) -> int:
     return int(when.timestamp() * 1e9)
 
 
+def duration(text: str, option: str) -> float:
+    """Return the seconds of a text such as '60s', '1.5m', '2h' or '90'. Raises Failure (usage)."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)?", text.strip())
+    if match is None or not 0 < float(match[1]) * _UNITS[match[2] or "s"] <= 31 * _UNITS["d"]:
+        raise Failure(
+            f"{option} {text!r}: no duration",
+            code=USAGE,
+            next_step="write seconds, or a number with s, min, h or d, such as 90s or 5min",
+        )
+    return float(match[1]) * _UNITS[match[2] or "s"]
+
+
 def pick(
     rows: Iterable[dict[str, Any]], text: str, fields: Sequence[str], what: str, listing: str
 ) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from cli.core.errors import USAGE, Failure
 from cli.core.session import Session
 
 if TYPE_CHECKING:
-    from node.host.keys import PrivateKey
+    from colonyd.keys import PrivateKey
 
 
 def check_id(text: str) -> str:
@@ -37,7 +37,7 @@ def check_name(text: str) -> str:
 
 def check_member_name(text: str) -> str:
     """Return the name of a user or an executor. Raises Failure (usage) if it is not valid."""
-    from node.model.errors import RpcError
+    from colonyd.errors import RpcError
     from node.model.names import check_name
 
     try:
@@ -47,12 +47,12 @@ def check_member_name(text: str) -> str:
     return text
 
 
-def own_home(session: Session) -> None:
+def own_home(session: Session, home: Path | None = None) -> None:
     """Raise Failure when the home belongs to another user, before anything is written there."""
     from node.host.home import HomeError, require_owner
 
     try:
-        require_owner(session.home)
+        require_owner(home or session.home)
     except HomeError as error:
         raise Failure(str(error), code=USAGE) from None
 
@@ -70,7 +70,7 @@ def key_path(session: Session, name: str) -> Path:
 
 def read_or_make(path: Path) -> tuple[PrivateKey, bool]:
     """Return the key in a file, made if there is none, and whether it was made. Raises Failure."""
-    from node.host.keys import IdentityError, PrivateKey, read_key, write_key
+    from colonyd.keys import IdentityError, PrivateKey, read_key, write_key
 
     try:
         try:
@@ -97,11 +97,14 @@ def rotate(
     the next try: `accepted` tells whether the daemon knows a key already. `change` makes the call,
     signed by the old key. The old key stays beside the new one as `.old`.
     """
+    from node.host.home import share_like
+
     fresh = path.with_name(path.name + ".new")
     new, made = read_or_make(fresh)
     if made or not accepted(new):
         change(old, new.id)
     if path.exists():
+        share_like(path, fresh)
         os.replace(path, path.with_name(path.name + ".old"))
     os.replace(fresh, path)
     return new.id

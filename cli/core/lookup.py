@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import trio
 
-from cli.core.client import RpcError, Signed, Unreachable
 from cli.core.errors import FAILED, NOT_FOUND, OK, USAGE, Failure
 from cli.core.output import cell_text, short, state_name
-from cli.core.session import TOO_LARGE, Session
+from cli.core.session import Session
+from colonyd.replies import newest
+from colonyd.rpc import Signed, Unreachable
 
 if TYPE_CHECKING:
-    from node.host.keys import PrivateKey
+    from colonyd.keys import PrivateKey
 
 SUCCESSFUL = 2
 _POLL_FIRST, _POLL_MOST = 0.05, 1.0  # seconds between polls of a process
@@ -83,23 +83,6 @@ async def _list(
     fields |= {"executortype": "", "label": "", "initiator": ""} | filters
     rows, _ = await newest(lambda asked: client.call("getprocessesmsg", asked), fields)
     return rows
-
-
-async def newest(
-    call: Callable[[dict[str, Any]], Awaitable[Any]], fields: dict[str, Any]
-) -> tuple[list[dict[str, Any]], int]:
-    """List with `call`: half of `fields`' count for as long as the answer would be too large.
-
-    Returns the rows and the last requested count. Raises RpcError.
-    """
-    count: int = fields["count"]
-    while True:
-        try:
-            return await call({**fields, "count": count}) or [], count
-        except RpcError as error:
-            if count == 1 or not TOO_LARGE.search(error.message):
-                raise
-        count //= 2
 
 
 async def full_id(session: Session, client: Signed, text: str) -> str:

@@ -12,12 +12,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from cli.core.terminal import json_text, print_line, print_note, printable
+from colonyd.replies import parse_time
 
 if TYPE_CHECKING:
     from cli.core.session import Session
 
 STATES = ("waiting", "running", "successful", "failed", "cancelled")
 _NAME_WIDTH = 32  # characters of a name in a table on a terminal
+_WIDEST = 100_000  # columns of a line that is never folded
 _PIPE_WIDTH = 240  # columns when stdout is no terminal: lines for a script are not folded
 
 
@@ -45,6 +47,26 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty:
     console.print(table)
 
 
+def print_lines(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:
+    """Print a table of one line a row: on a terminal cut to its width, in a pipe never cut.
+
+    Without rows it is the line `empty`, on stderr.
+    """
+    from rich.console import Console
+
+    from cli.core.layout import fitted, row_text
+
+    body = [[cell_text(cell) for cell in row] for row in rows]
+    if not body:
+        print_note(empty)
+        return
+    width = Console().width if sys.stdout.isatty() else None
+    lines = fitted(columns, body, width)
+    console = Console(width=width or _WIDEST, highlight=False)
+    for number, line in enumerate(lines):
+        console.print(row_text(line, style="" if number else "bold"), soft_wrap=width is None)
+
+
 def print_value(session: Session, value: Any, fields: Iterable[tuple[str, object]]) -> None:
     """Print one object: as JSON with --json, else as `fields`."""
     if session.as_json:
@@ -68,11 +90,11 @@ def print_rows(
     cells: Callable[[Any], Sequence[object]],
     empty: str,
 ) -> None:
-    """Print a listing: as JSON with --json, else as a table with the `cells` of each row."""
+    """Print a listing: as JSON with --json, else as one line with the `cells` of each row."""
     if session.as_json:
         print_json(rows)
     else:
-        print_table(columns, [cells(row) for row in rows], empty)
+        print_lines(columns, [cells(row) for row in rows], empty)
 
 
 def when(text: object) -> str:
@@ -116,23 +138,10 @@ def short(identifier: object) -> str:
     return str(identifier or "")[:12]
 
 
-def parse_time(text: object) -> datetime | None:
-    """Parse an RFC 3339 time with up to ns digits; return None for year 1, which means unset."""
-    if not isinstance(text, str) or text.startswith("0001-"):
-        return None
-    try:
-        return datetime.fromisoformat(_microseconds(text))
-    except ValueError:
-        return None
-
-
-def _microseconds(text: str) -> str:
-    # fromisoformat takes any number of digits only from Python 3.11 on, but rejects some; cut at 6.
-    head, dot, tail = text.partition(".")
-    if not dot:
-        return text
-    digits = len(tail) - len(tail.lstrip("0123456789"))
-    return f"{head}.{tail[:digits][:6]}{tail[digits:]}"
+def at(text: object) -> float | None:
+    """Return a time of a reply as Unix s, or None when it is unset."""
+    moment = parse_time(text)
+    return moment.timestamp() if moment else None
 
 
 def ago(moment: datetime | None, now: datetime | None = None) -> str:

@@ -16,12 +16,27 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cli.core.errors import DENIED, EXIT_CODES, FAILED, NOT_FOUND, OK, TIMEOUT, USAGE, Failure
+from cli.core.errors import (
+    DENIED,
+    EXIT_CODES,
+    FAILED,
+    NOT_FOUND,
+    OK,
+    TIMEOUT,
+    USAGE,
+    Failure,
+    failing,
+    failure_of,
+)
+from cli.core.words import Aliases, WordGroup, furnish
+from colonyd.errors import ColonyError
+from colonyd.replies import TOO_LARGE
 
 if TYPE_CHECKING:
-    from cli.core.client import Client, Signed
+    from colonyd.keys import PrivateKey
+    from colonyd.rpc import RpcClient, Signed
+    from colonyd.settings import Settings
     from node.host.config import Config
-    from node.host.keys import PrivateKey
 
 # Exit code and next step after a refusal with this status.
 _DOCTOR = "`colony doctor` looks for causes"
@@ -35,14 +50,39 @@ _BY_STATUS = {
     429: (FAILED, "wait a little, then try again"),
     503: (FAILED, "try again; `colony status` shows how the daemon is"),
 }
-# The daemon's message about an answer with too many rows, and the client's about one it stopped
-# reading.
-TOO_LARGE = re.compile(r"answer (has more|is longer) than \d+ bytes")
 # The subject of a message decides before the status does; the first that fits counts.
 _NEXT_BY_CAUSE = (
     (
+        "trust is missing",
+        "compare the id with its owner, then trust it: `colony peer trust ID`, there as well",
+    ),
+    (
+        "look-up by id is off",
+        "`global = true` below [federation] in the configuration (`colonyd[global]`), or ask its"
+        " owner for `colony card --link` and open that: `colony card --open LINK`",
+    ),
+    (
+        "nobody there is the colony",
+        "ask its owner: is federation.global on there, its daemon up? `colony card --link` there"
+        " and `colony card --open LINK` here need no look-up",
+    ),
+    (
+        "it could not be looked up",
+        "`colony doctor` says how the DHT is; `colony card --link` at the other colony and `colony"
+        " card --open LINK` here need no look-up",
+    ),
+    ("the id of this colony itself", "leave --colony out"),
+    ("lifts the block", "`colony peer trust ID` if that is meant"),
+    (
+        "^link: it is this colony's own",
+        "`colony card --open LINK` at the other colony; `colony card --link` there prints its own",
+    ),
+    ("has no name of yours", "`colony peer name` lists the names that you gave"),
+    ("^link: .* wait for a decision", "`colony peer ls`, then `colony peer trust` or `forget`"),
+    ("^link: ", "get the link anew from its colony: `colony card --link`"),
+    (
         "neither here nor a trusted peer",
-        "`colony peers ls` shows the colonies known here; `colony peers trust` takes one as a peer",
+        "`colony peer ls` shows the colonies known here; `colony peer trust` takes one as a peer",
     ),
     (
         "what goes to another colony has",
@@ -59,15 +99,15 @@ _NEXT_BY_CAUSE = (
     ),
     (r"^nonce\b", "run the command again: a signed call counts once"),
     (r"^ticket\b", "run the command again: it gets a new ticket"),
-    (r"\b(token|invitation)\b", "ask for another: `colony peers invite` at the other colony"),
+    (r"\b(token|invitation)\b", "ask for another: `colony peer invite` at the other colony"),
 )
 _LISTS = (
-    ("peer", "colony peers ls"),
+    ("peer", "colony peer ls"),
     ("executor", "colony executor ls"),
     ("function", "colony function ls"),
     ("user", "colony user ls"),
     ("snapshot", "colony file snapshot ls"),
-    ("file", "colony file labels"),
+    ("file", "colony file label ls"),
     ("cron", "colony cron ls"),
     ("generator", "colony generator ls"),
     ("blueprint", "colony blueprint ls"),
@@ -87,120 +127,116 @@ class Session:
     home_option: str | None = None
     server_option: str | None = None
     as_json: bool = False
+    quiet: bool = False  # no notes and no bars on stderr
     environ: dict[str, str] = field(default_factory=lambda: dict(os.environ))
 
     @property
     def home(self) -> Path:
-        """Return --home, else $COLONYD_HOME, else the platform's data directory."""
-        from node.host.home import default_home
+        """Return --home, else the first that there is of `default_home`."""
+        return self._home()
+
+    @property
+    def home_to_write(self) -> Path:
+        """Return the home of a command that makes it or runs its daemon: never another user's,
+        unless --home or $COLONYD_HOME names it.
+        """
+        return self._home(to_write=True)
+
+    def _home(self, *, to_write: bool = False) -> Path:
+        from colonyd.places import default_home
 
         if self.home_option:
             return Path(self.home_option).expanduser().absolute()
-        return default_home(self.environ)
+        return default_home(self.environ, to_write=to_write)
 
-    def config(self, origins: dict[str, str] | None = None) -> Config:
-        """Return the home's configuration; `origins` gets the origin of each setting.
+    def config(self, origins: dict[str, str] | None = None, *, home: Path | None = None) -> Config:
+        """Return the configuration of the home, or of another one; `origins` gets the origin of
+        each setting.
 
         Raises Failure naming the wrong field.
         """
         from node.host.config import ConfigError, load_config
 
         try:
-            return load_config(self.home, {}, environ=self.environ, origins=origins)
+            return load_config(home or self.home, {}, environ=self.environ, origins=origins)
         except ConfigError as error:
             raise Failure(
                 str(error), next_step="correct it there; `colony config` shows what is in force"
             ) from None
 
+    @property
+    def settings(self) -> Settings:
+        """Return where the colony is, as options, environment and home have it."""
+        from colonyd.settings import Settings
+
+        return Settings(
+            self.home,
+            self.server_option or "",
+            environ=self.environ,
+            chosen=self.home_option is not None,
+            otherwise=self._configured,
+        )
+
+    @failing
     def url(self) -> str:
         """Return --server, else COLONIES_SERVER_*, else the address that the home's daemon wrote.
 
         Without a daemon, the address that its configuration has.
         """
-        from cli.core.endpoint import checked
+        return self.settings.url()
 
-        if self.server_option:
-            text = self.server_option
-            return checked(text if "://" in text else f"http://{text}")
-        environ = self.environ
-        host = environ.get("COLONIES_SERVER_HOST")
-        port = environ.get("COLONIES_SERVER_PORT") or environ.get("COLONIES_SERVER_HTTP_PORT")
-        if host or port:
-            scheme = "https" if environ.get("COLONIES_SERVER_TLS", "").lower() == "true" else "http"
-            return checked(f"{scheme}://{_bracketed(host or '127.0.0.1')}:{port or 50080}")
-        from node.host.listening import read_listening, url_of
+    def _configured(self) -> str:
+        from colonyd.places import url_of
 
-        if (told := read_listening(self.home)) is not None:
-            return told.url
         rpc = self.config().rpc
         return url_of(rpc.host, rpc.port, tls=rpc.tls)
 
     @property
     def own(self) -> bool:
         """Return whether the server is this home's daemon: no other address was given."""
-        named = ("COLONIES_SERVER_HOST", "COLONIES_SERVER_PORT", "COLONIES_SERVER_HTTP_PORT")
-        return not self.server_option and not any(self.environ.get(each) for each in named)
+        return self.settings.own
 
-    def client(self) -> Client:
+    @failing
+    def client(self) -> RpcClient:
         """Return a client of this session's server."""
-        from cli.core.client import Client
-
-        url, audience = self.url(), self.environ.get("COLONIES_SERVER_ID", "")
-        again = self.url if self.own else None
-        if not url.lower().startswith("https://"):
-            return Client(url, audience=audience, again=again)
-        from cli.core.tls import verification
-
-        return Client(url, verification(self, url), audience=audience, again=again)
+        return self.settings.client(
+            lambda: self.home / (self.config().rpc.certificate or "tls.crt")
+        )
 
     @asynccontextmanager
     async def signed(self, key: PrivateKey) -> AsyncIterator[Signed]:
         """Give the calls to that server that this key signs."""
-        from cli.core.client import Signed
+        from colonyd.rpc import Signed
 
         async with self.client() as client:
             yield Signed(client, key)
 
+    @failing
     def colony(self) -> str:
         """Return the home colony's name: $COLONIES_COLONY_NAME, else the one that `colony init`
         wrote.
         """
-        from node.host.home import Home
-
-        if name := self.environ.get("COLONIES_COLONY_NAME"):
-            return name
-        path = Home(self.home).name_file
-        try:
-            return path.read_text("utf-8").strip()
-        except FileNotFoundError:
-            raise Failure(
-                f"no colony at {self.home}",
-                code=NOT_FOUND,
-                next_step="`colony init`, or name another home with --home",
-            ) from None
-        except (OSError, ValueError) as error:
-            raise Failure(f"{path}: {error}") from None
+        return self.settings.colony
 
     def member_key(self) -> PrivateKey:
         """Return the key that signs a member's calls: $COLONIES_PRVKEY or keys/user.key."""
-        return self._key("COLONIES_PRVKEY", "user.key")
+        return self._key("COLONIES_PRVKEY", "user")
 
     def owner_key(self) -> PrivateKey:
         """Return the key of the colony's owner: $COLONIES_COLONY_PRVKEY or keys/colony.key."""
-        return self._key("COLONIES_COLONY_PRVKEY", "colony.key")
+        return self._key("COLONIES_COLONY_PRVKEY", "colony")
 
     def server_key(self) -> PrivateKey:
         """Return the key of the server's owner: $COLONIES_SERVER_PRVKEY or keys/server.key."""
-        return self._key("COLONIES_SERVER_PRVKEY", "server.key")
+        return self._key("COLONIES_SERVER_PRVKEY", "server")
 
     def signer(self, executor: str | None) -> PrivateKey:
         """Return the key of an executor of this home, by name; without one the member's key."""
         if executor is None:
             return self.member_key()
         from cli.core.keyfiles import check_member_name
-        from node.host.home import Home
 
-        return self._key("", Home(self.home).key(f"executor-{check_member_name(executor)}").name)
+        return self._key("", f"executor-{check_member_name(executor)}")
 
     def executor_name(self, executor: str | None) -> str:
         """Return the executor's name, from --as or $COLONIES_EXECUTOR_NAME."""
@@ -212,36 +248,16 @@ class Session:
             next_step="name it with --as, or set COLONIES_EXECUTOR_NAME and COLONIES_PRVKEY",
         )
 
-    def _key(self, variable: str, file: str) -> PrivateKey:
-        from node.host.keys import IdentityError, PrivateKey, read_key
-
-        path = self.home / "keys" / file
-        instead = f", or set {variable}" if variable else ""
-        try:
-            if variable and (text := self.environ.get(variable)):
-                return PrivateKey.from_hex(text)
-            return read_key(path)
-        except FileNotFoundError:
-            raise Failure(
-                f"no key at {path}",
-                code=NOT_FOUND,
-                next_step=f"`colony init`, or --home{instead}" if variable else "`colony key ls`",
-            ) from None
-        except PermissionError:
-            raise Failure(
-                f"{path}: not readable by this user",
-                code=DENIED,
-                next_step=f"run as the key's owner{instead}",
-            ) from None
-        except IdentityError as error:
-            raise Failure(f"{error}", next_step=f"restore the file{instead}") from None
+    @failing
+    def _key(self, variable: str, name: str) -> PrivateKey:
+        return self.settings.key(variable, name)
 
     def run(self, work: Callable[[], Awaitable[T]]) -> T:
         """Run async `work` to its end; known errors become Failures with exit codes."""
         import trio
 
-        from cli.core.client import NoEnvelope, RpcError, Unreachable
         from cli.core.endpoint import denied_by_another, not_colonyd, not_reachable
+        from colonyd.rpc import NoEnvelope, RpcError, Unreachable
 
         try:
             return trio.run(work)
@@ -254,6 +270,8 @@ class Session:
                 raise failure or rpc_failure(leaf.status, leaf.message) from None
             if isinstance(leaf, Unreachable):
                 raise not_reachable(self, leaf) from None
+            if isinstance(leaf, ColonyError):
+                raise failure_of(leaf) from None
             if isinstance(leaf, click.ClickException | click.exceptions.Exit):
                 raise leaf from None
             if leaf is not error:
@@ -315,10 +333,6 @@ def _leaf(error: BaseException) -> BaseException:
     return error
 
 
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
-
-
 def _remember(attribute: str) -> Callable[[click.Context, click.Parameter, Any], None]:
     def keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
         if value:
@@ -328,11 +342,17 @@ def _remember(attribute: str) -> Callable[[click.Context, click.Parameter, Any],
 
 
 def shared_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --home, --server and --json, accepted before and after the command's name."""
+    """Add --home, --server, --json and --quiet, accepted before and after the command's name."""
     for name, attribute, help_text, flag in (
+        ("--quiet", "quiet", "No notes and no bars on stderr; errors stay.", True),
         ("--json", "as_json", "Print JSON instead of text.", True),
         ("--server", "server_option", "Daemon's address, host:port or URL.", False),
-        ("--home", "home_option", "Home directory [$COLONYD_HOME].", False),
+        (
+            "--home",
+            "home_option",
+            "Home directory [$COLONYD_HOME, else your own, else the service's].",
+            False,
+        ),
     ):
         function = click.option(
             name,
@@ -370,15 +390,21 @@ def colony_command(name: str, *examples: str) -> Callable[[Callable[..., Any]], 
     """Make a command whose first argument is the Session, with shared options and examples."""
 
     def wrap(function: Callable[..., Any]) -> click.Command:
-        passed = click.make_pass_decorator(Session, ensure=True)(function)
-        return click.command(name, epilog=_epilog(examples))(shared_options(passed))
+        passed = click.make_pass_decorator(Session, ensure=True)(failing(function))
+        command = click.command(name, epilog=_epilog(examples))(shared_options(passed))
+        furnish(command)
+        return command
 
     return wrap
 
 
-def colony_group(name: str, help_text: str, *examples: str) -> click.Group:
-    """Return a named group of commands with examples in its help."""
-    return click.Group(name, help=help_text, epilog=_epilog(examples), no_args_is_help=True)
+def colony_group(
+    name: str, help_text: str, *examples: str, aliases: Aliases | None = None
+) -> WordGroup:
+    """Return a named group of commands with examples in its help; `aliases` are old words in it."""
+    group = WordGroup(name, help=help_text, epilog=_epilog(examples), no_args_is_help=True)
+    group.aliases = aliases or {}
+    return group
 
 
 def finish(code: int) -> None:

@@ -53,8 +53,20 @@ def print_line(text: str = "", *, nl: bool = True) -> None:
 
 
 def print_note(text: str) -> None:
-    """Print text for people on stderr: hints, progress, errors."""
+    """Print text for people on stderr: hints and progress; nothing with --quiet."""
+    if not quiet():
+        print_error(text)
+
+
+def print_error(text: str) -> None:
+    """Print what must be read on stderr: errors, and what was asked for there."""
     click.echo(printable(text), err=True)
+
+
+def quiet() -> bool:
+    """Return whether --quiet was given."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(getattr(context.find_root().obj, "quiet", False))
 
 
 def print_result(value: str | bytes) -> None:

@@ -14,6 +14,7 @@ import click
 
 from cli.core.errors import FAILED, UNREACHABLE, USAGE, Failure
 from cli.core.output import print_json
+from cli.core.progress import Meter, meter
 from cli.core.session import Session, colony_command
 from cli.core.terminal import print_line, print_note
 
@@ -84,10 +85,18 @@ def backup(session: Session, path: Path, check: bool) -> None:
 
     path = path.absolute()
 
-    async def work() -> Manifest:
-        return inspect(path) if check else await save(session.home, path, session.environ)
+    def work(progress: Meter) -> Callable[[], Awaitable[Manifest]]:
+        async def run() -> Manifest:
+            if check:
+                return inspect(path, progress)
+            return await save(session.home, path, session.environ, progress)
 
-    _told(session, _run(work), path)
+        return run
+
+    size = path.stat().st_size if check and path.is_file() else None
+    with meter("check" if check else "backup", size) as progress:
+        manifest = _run(work(progress))
+    _told(session, manifest, path)
 
 
 @colony_command("restore", "colony restore --home /srv/colonyd lab-1.tar")
@@ -102,9 +111,13 @@ def restore(session: Session, path: Path, force: bool) -> None:
     """
     from node.archive.backup import restore as put_back
 
-    path = path.absolute()
-    manifest, aside = _run(lambda: put_back(path, session.home, session.environ, force=force))
-    _told(session, manifest, path, home=str(session.home), aside=str(aside) if aside else None)
+    path, home = path.absolute(), session.home_to_write
+    # It is read twice: checked as a whole, then unpacked.
+    with meter("restore", 2 * path.stat().st_size if path.is_file() else 0) as progress:
+        manifest, aside = _run(
+            lambda: put_back(path, home, session.environ, force=force, advance=progress)
+        )
+    _told(session, manifest, path, home=str(home), aside=str(aside) if aside else None)
     if aside is not None:
         print_note(f"what was there before is in {aside}")
     print_note("next: `colony up`")

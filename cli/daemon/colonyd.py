@@ -16,22 +16,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import trio
 
+from colonyd.errors import RpcError
+from colonyd.keys import IdentityError
+from colonyd.places import default_home
+from federation.forward.machine import OPEN_STATES
 from federation.peers.policy import of_config
+from federation.reach.seeker import mailbox_status
 from federation.service.main import Federation
 from federation.service.rpc import calls
 from federation.wire.clock import SigningClock
 from node.daemon.main import Joined, StartOptions, load, run
+from node.daemon.metrics import Family
 from node.etcd.errors import EtcdError, StoreRefused
 from node.handlers.status import clock_calls
 from node.host.config import Config, ConfigError
-from node.host.home import HomeError, HomeInfo, default_home
-from node.host.keys import IdentityError
+from node.host.home import HomeError, HomeInfo
 from node.host.log import configure_logging, get_logger
 from node.http.listeners import ListenError
 from node.model.codec import SchemaVersionError
-from node.model.errors import RpcError
 from node.rpc.dispatch import Table
 from node.runtime.node import Node
 from node.version import VERSION
@@ -74,6 +79,7 @@ async def federated(
             federation.addresses,
             partial(_federation_status, federation),
             {"federation.policy": partial(_default_policy, federation)},
+            partial(_federation_families, federation),
         )
         # Federation bounds its own end: it sends what is still possible.
         federation.drain.set()
@@ -88,12 +94,34 @@ def _federation_status(federation: Federation) -> dict[str, Any]:
     states = Counter(known.peer.state for known in federation.peers.known.values())
     return {
         "federationport": federation.port,
+        "dht": msgspec.structs.asdict(wide.status()) if (wide := federation.finder.wide) else None,
+        "routers": msgspec.to_builtins(wide.routers()) if wide else None,
+        "reach": msgspec.structs.asdict(federation.dial_back.status()) if wide else None,
+        "mailboxes": mailbox_status(federation.peers, federation.mailbox, federation.reachability),
         "peers": {state: states[state] for state in ("trusted", "pending", "seen", "blocked")},
         "messages": dict(federation.server.counters),
         "progress": dict(federation.outcome_poller.update_consumer.counters),
         "channels": dict(federation.channel_sender.counters),
         "files": dict(federation.file_transfer.counters),
     }
+
+
+def _federation_families(federation: Federation) -> list[Family]:
+    """Return the open forwards by state, and how long each hop takes, as metrics."""
+    latencies = federation.outbox.latencies
+    states = Family("colonyd_forwards", "gauge", "Forwards that have no end yet, by state.")
+    for state in OPEN_STATES:
+        states.add(federation.outbox.entries.count_in(state), state=state)
+    families = [states]
+    for name, way, histograms in (
+        ("receipt", "From the submission of a forward to the peer's receipt.", latencies.receipts),
+        ("outcome", "From the peer's receipt to its outcome.", latencies.outcomes),
+    ):
+        family = Family(f"colonyd_forward_{name}_seconds", "histogram", way)
+        for peer, counted in histograms.by.items():
+            family.add_histogram(counted, peer=peer, name=federation.peers.name(peer))
+        families.append(family)
+    return families
 
 
 def run_daemon(
@@ -154,8 +182,8 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
     return found
 
 
-def main() -> None:
-    """Run the daemon as the program `colonyd`."""
+def arguments() -> argparse.ArgumentParser:
+    """Return the parser of the program's arguments."""
     parser = argparse.ArgumentParser(
         prog="colonyd",
         description="Run a self-sovereign colony on this machine.",
@@ -169,14 +197,20 @@ def main() -> None:
     parser.add_argument("--port", type=int, help="port for RPC (default 50080; 0: a free one)")
     parser.add_argument("--federation-port", type=int, help="port for peers (default 50081)")
     parser.add_argument("--version", action="version", version=f"colonyd {VERSION}")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Run the daemon as the program `colonyd`."""
+    given = arguments().parse_args()
     overrides = {
-        "node.name": arguments.name,
-        "rpc.host": arguments.host,
-        "rpc.port": arguments.port,
-        "federation.port": arguments.federation_port,
+        "node.name": given.name,
+        "rpc.host": given.host,
+        "rpc.port": given.port,
+        "federation.port": given.federation_port,
     }
-    sys.exit(run_daemon(arguments.home or default_home(os.environ), overrides))
+    home = given.home or default_home(os.environ, to_write=True)
+    sys.exit(run_daemon(home, overrides))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from cli.core.client import RpcError, Unreachable
 from cli.core.output import cell_text, print_fields, print_json, print_value
 from cli.core.session import Session, colony_command
+from colonyd.rpc import RpcError, Unreachable
 
 _SECRET = re.compile(r"secret|password|passwd|prvkey|private|accesskey|access_key|token", re.I)
 _HIDDEN = "(set, not shown)"

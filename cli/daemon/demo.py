@@ -19,13 +19,13 @@ from typing import Any
 import click
 import trio
 
-from cli.core.client import Client, Unreachable
 from cli.core.errors import Failure
 from cli.core.output import print_json
 from cli.core.session import Session, colony_command
 from cli.core.terminal import print_line
-from node.host.keys import PrivateKey, read_key
-from node.host.listening import read_listening
+from colonyd.keys import PrivateKey, read_key
+from colonyd.places import read_listening
+from colonyd.rpc import RpcClient, Unreachable
 
 _TEXT = "hello from the workshop"
 _STOP_SECONDS = 20.0
@@ -106,7 +106,7 @@ async def _run(base: Path, say: Callable[[str], None], keep: bool) -> dict[str, 
             clients = []
             for colony in (workshop, foundry):
                 told = await _until(_up(colony, processes))
-                client = await stack.enter_async_context(Client(told["url"]))
+                client = await stack.enter_async_context(RpcClient(told["url"]))
                 state = await client.call("getnodestatusmsg", {}, colony.user)
                 say(f"   {colony.name:9} {state['colonyid']}  port {state['rpcport']}")
                 clients.append(client)
@@ -119,7 +119,7 @@ async def _run(base: Path, say: Callable[[str], None], keep: bool) -> dict[str, 
                 peer = await _until(_peer(client, colony, other.owner.id, "pending"))
                 where = ", ".join(peer["endpoints"])
                 say(f"   {colony.name} sees {peer['name']} at {where}: {peer['state']}")
-            say("3. Trust is given by both owners: colony peers trust <id>.")
+            say("3. Trust is given by both owners: colony peer trust <id>.")
             for colony, client, other in (
                 (workshop, at_workshop, foundry),
                 (foundry, at_foundry, workshop),
@@ -177,9 +177,11 @@ def _spec() -> dict[str, Any]:
 def _start(colony: _DemoColony, program: str, arguments: list[str]) -> subprocess.Popen[bytes]:
     colony.home.mkdir(mode=0o700, exist_ok=True)
     module = {"colonyd": "cli.daemon.colonyd", "colony": "cli.main"}[program]
+    # Where no other package's `cli` may take the place of ours, it may not in the children either.
+    isolated = ["-I"] if sys.flags.isolated else []
     with (colony.home / "log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [sys.executable, *isolated, "-m", module, *arguments],
             env=colony.environ,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -224,7 +226,7 @@ def _up(
 
 
 def _peer(
-    client: Client, colony: _DemoColony, peer: str, state: str
+    client: RpcClient, colony: _DemoColony, peer: str, state: str
 ) -> Callable[[], Awaitable[dict[str, Any] | None]]:
     async def ask() -> dict[str, Any] | None:
         peers = await client.call("getpeersmsg", {}, colony.owner)
@@ -234,7 +236,7 @@ def _peer(
 
 
 def _closed(
-    client: Client, colony: _DemoColony, processid: str
+    client: RpcClient, colony: _DemoColony, processid: str
 ) -> Callable[[], Awaitable[dict[str, Any] | None]]:
     async def ask() -> dict[str, Any] | None:
         process: dict[str, Any] = await client.call(
@@ -249,7 +251,7 @@ def _keep_text(base: Path, workshop: _DemoColony, foundry: _DemoColony, pids: li
     return f"""
 Both daemons and the worker are still up. To try more:
   export COLONYD_HOME={workshop.home}
-  colony peers ls
+  colony peer ls
   colony run --func upper "another line" --colony foundry --wait
   colony process ls --state successful
 The other side: colony --home {foundry.home} process ls

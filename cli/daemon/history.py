@@ -6,9 +6,10 @@ The daemon writes the files; their form is in `node.archive.chain`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -27,6 +28,9 @@ from cli.core.output import (
 from cli.core.session import Session, colony_command, colony_group
 from cli.core.terminal import print_line, print_note
 
+if TYPE_CHECKING:
+    from node.archive.chain import Dropped
+
 history = colony_group(
     "history",
     "Closed processes, workflows and log lines that are past `history.keep`. Unlike all other "
@@ -39,7 +43,8 @@ history = colony_group(
 _colony = click.option("--colony", default=None, help="A colony hosted here [the home colony].")
 
 
-def _directory(session: Session, colony: str | None) -> Path:
+def directory_of(session: Session, colony: str | None) -> Path:
+    """Return where the history of a colony is. Raises Failure for a name that can't be one."""
     from node.model.ids import valid_name
 
     name = colony or session.colony()
@@ -48,7 +53,7 @@ def _directory(session: Session, colony: str | None) -> Path:
     return session.home / "history" / name
 
 
-def _read(
+def read(
     directory: Path, wanted: Callable[[dict[str, Any]], bool], newest: int = 0
 ) -> list[dict[str, Any]]:
     """Return each wanted record once: of two about one thing the later one is at least as complete.
@@ -62,7 +67,7 @@ def _read(
         for record in filter(wanted, records(directory)):
             found[str(record["kind"]), str(record["id"]), int(record.get("part", -1))] = record
             if newest and len(found) > 2 * newest + 1000:
-                kept = sorted(found.items(), key=lambda item: _ended(item[1]))[-newest:]
+                kept = sorted(found.items(), key=lambda item: ended(item[1]))[-newest:]
                 found = dict(kept)
     except HistoryError as error:
         raise Failure(
@@ -75,7 +80,18 @@ def _read(
     return list(found.values())
 
 
-def _ended(record: dict[str, Any]) -> int:
+def _dropped_note(directory: Path) -> str:
+    """Return what to say of records that were dropped for the quota, or nothing."""
+    from node.archive.chain import HistoryError, dropped
+
+    with suppress(HistoryError, OSError):
+        if (gone := dropped(directory)).number:
+            return f"; what was written before {_iso(gone.written)} was dropped: history.quota"
+    return ""
+
+
+def ended(record: dict[str, Any]) -> int:
+    """Return when the process or workflow of a record ended, in Unix ns."""
     return int(record[record["kind"]]["endtime"])
 
 
@@ -107,14 +123,16 @@ def ls(
             return False
         return workflows or not func or record[kind]["spec"]["funcname"] == func
 
-    found = _read(_directory(session, colony), wanted, count)
-    rows = [record[kind] for record in sorted(found, key=_ended, reverse=True)[:count]]
+    found = read(directory_of(session, colony), wanted, count)
+    rows = [record[kind] for record in sorted(found, key=ended, reverse=True)[:count]]
     if workflows:
         columns = ["ID", "NODES", "STATE", "ENDED", "BY"]
     else:
         columns = ["ID", "FUNCTION", "STATE", "ENDED", "BY", "TYPE"]
 
     def cells(thing: Any) -> list[object]:
+        from cli.core.layout import cut, one_line
+
         if workflows:
             return [
                 short(thing["processgraphid"]),
@@ -127,7 +145,7 @@ def ls(
         call = f"{thing['spec']['funcname']}({arguments})"
         return [
             short(thing["processid"]),
-            call if len(call) <= 48 else call[:47] + "…",
+            cut(one_line(call), 48),
             state_name(thing["state"]),
             ago(_moment(thing["endtime"])),
             thing["initiatorname"],
@@ -151,7 +169,7 @@ def show(session: Session, colony: str | None, identifier: str) -> None:
             record["process"]["processgraphid"].startswith(start)
         )
 
-    everything = _read(_directory(session, colony), wanted)
+    everything = read(directory_of(session, colony), wanted)
     found = [
         record
         for record in everything
@@ -161,7 +179,8 @@ def show(session: Session, colony: str | None, identifier: str) -> None:
         raise Failure(
             f"nothing in history begins with {identifier!r}",
             code=NOT_FOUND,
-            next_step="`colony history ls`; what is not old enough: `colony process show`",
+            next_step="`colony history ls`; what is not old enough: `colony process show`"
+            + _dropped_note(directory_of(session, colony)),
         )
     if len(found) > 1:
         raise Failure(
@@ -173,9 +192,7 @@ def show(session: Session, colony: str | None, identifier: str) -> None:
     if record["kind"] == "workflow":
         _show_workflow(session, record, everything)
         return
-    parts = [r for r in everything if r["kind"] == "logs" and r["id"] == record["id"]]
-    parts.sort(key=lambda part: int(part["part"]))
-    record["logs"] = [line for part in [*parts, record] for line in part["logs"]]
+    _join_logs(record, everything)
     if session.as_json:
         print_json(record)
         return
@@ -204,6 +221,22 @@ def show(session: Session, colony: str | None, identifier: str) -> None:
             ("record", f"{record['number']}, written {_iso(record['written'])}"),
         ]
     )
+
+
+def record_of(directory: Path, processid: str) -> dict[str, Any] | None:
+    """Return the record of one process with all its log lines, or None. Raises Failure."""
+    everything = read(directory, lambda each: bool(each["id"] == processid))
+    record = next((each for each in everything if each["kind"] == "process"), None)
+    if record is not None:
+        _join_logs(record, everything)
+    return record
+
+
+def _join_logs(record: dict[str, Any], everything: list[dict[str, Any]]) -> None:
+    """Put all log lines of a process into its record: what is long was written in parts."""
+    parts = [r for r in everything if r["kind"] == "logs" and r["id"] == record["id"]]
+    parts.sort(key=lambda part: int(part["part"]))
+    record["logs"] = [line for part in [*parts, record] for line in part["logs"]]
 
 
 def _forward(record: dict[str, Any]) -> list[tuple[str, object]]:
@@ -277,21 +310,27 @@ def verify(session: Session, colony: str | None, digest: str) -> None:
     """Check that every record follows the one before, and print the digest of the last.
 
     The chain shows any change, removal or insertion in between. That the whole was not written
-    anew, or cut at its end, only a digest shows that was noted elsewhere: --contains. (The daemon
+    anew, or cut at its end, only a digest shows that was noted elsewhere: --contains. It begins
+    behind what was dropped for `history.quota`. (The daemon
     notes the last one in its store, and complains at its next record if it is gone.)
     """
+    from cli.core.progress import meter
+    from node.archive.chain import files
     from node.archive.chain import verify as check
 
-    directory = _directory(session, colony)
+    directory = directory_of(session, colony)
     try:
-        found = check(directory, digest.lower())
+        total = sum(path.stat().st_size for path in files(directory))
+        with meter("verify", total) as progress:
+            found = check(directory, digest.lower(), progress)
     except PermissionError as error:
         raise Failure(
             f"{error.filename}: not readable by this user", next_step="run as the daemon's user"
         ) from None
     problems = list(found.problems)
     if digest and not found.contains:
-        problems.append(f"no record has the digest {digest}")
+        gone = " that is still there" if found.dropped.number else ""
+        problems.append(f"no record{gone} has the digest {digest}")
     if session.as_json:
         print_json(
             {
@@ -299,6 +338,7 @@ def verify(session: Session, colony: str | None, digest: str) -> None:
                 "files": found.files,
                 "records": found.records,
                 "head": found.head.digest,
+                "dropped": found.dropped.number,
                 "problems": problems,
             }
         )
@@ -309,6 +349,7 @@ def verify(session: Session, colony: str | None, digest: str) -> None:
                 ("files", found.files),
                 ("records", found.records),
                 ("head", found.head.digest),
+                ("dropped", _dropped(found.dropped)),
             ]
         )
         for problem in problems:
@@ -319,6 +360,12 @@ def verify(session: Session, colony: str | None, digest: str) -> None:
             code=FAILED,
             next_step="compare with a backup; `colony history ls` shows what can be read",
         )
+
+
+def _dropped(last: Dropped) -> str:
+    if not last.number:
+        return ""
+    return f"records 1 to {last.number}, written before {_iso(last.written)}: history.quota"
 
 
 for command in (ls, show, verify):

@@ -29,10 +29,12 @@ def init(session: Session, name: str | None, new_store: bool) -> None:
     """
     from node.host.home import HomeError, init_home
 
-    own_home(session)
-    home = session.home
+    home = session.home_to_write
+    own_home(session, home)
     try:
-        info = init_home(home, name, session.environ)
+        # The name that the configuration has, or the daemon would refuse another one.
+        wanted = name or session.config(home=home).node.name
+        info = init_home(home, wanted or None, session.environ)
     except HomeError as error:
         raise Failure(str(error), next_step="choose another --home or --name") from None
     aside = _give_up(home) if new_store else None

@@ -22,20 +22,19 @@ key = colony_group(
     "key",
     "Private keys and the ids that follow from them.",
     "colony key ls",
-    "colony key generate executor.key",
+    "colony key add executor.key",
+    aliases={"generate": "add"},
 )
 
 
-@colony_command(
-    "generate", "colony key generate executor.key", "COLONIES_PRVKEY=$(colony key generate)"
-)
+@colony_command("add", "colony key add executor.key", "COLONIES_PRVKEY=$(colony key add)")
 @click.argument("file", required=False)
-def generate(session: Session, file: str | None) -> None:
+def add(session: Session, file: str | None) -> None:
     """Make a key: into FILE (only its owner can read it; prints the id), or on stdout.
 
     On stdout stands the secret itself, and the id on stderr. No daemon is asked.
     """
-    from node.host.keys import PrivateKey, write_key
+    from colonyd.keys import PrivateKey, write_key
 
     made = PrivateKey.generate()
     if file:
@@ -60,7 +59,7 @@ def generate(session: Session, file: str | None) -> None:
 @click.argument("file", required=False)
 def id_(session: Session, file: str | None) -> None:
     """Print the id of the key in FILE (- reads stdin), or of the key that signs your calls."""
-    from node.host.keys import IdentityError, PrivateKey
+    from colonyd.keys import IdentityError, PrivateKey
 
     if file:
         try:
@@ -78,8 +77,8 @@ def id_(session: Session, file: str | None) -> None:
 @colony_command("ls", "colony key ls")
 def ls(session: Session) -> None:
     """List the key files of the home and their ids."""
+    from colonyd.keys import IdentityError, read_key
     from node.host.home import Home
-    from node.host.keys import IdentityError, read_key
 
     directory = Home(session.home).keys
     if not directory.is_dir():
@@ -121,5 +120,5 @@ def rotate(session: Session, yes: bool) -> None:
     )
 
 
-for _command in (generate, id_, ls, rotate):
+for _command in (add, id_, ls, rotate):
     key.add_command(_command)

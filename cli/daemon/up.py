@@ -26,7 +26,7 @@ from cli.core.session import Session, colony_command, finish
     "--trust",
     type=click.Choice(["manual", "lan"]),
     default=None,
-    help="manual: as told by `colony peers trust`; lan: those found nearby, at first use.",
+    help="manual: as told by `colony peer trust`; lan: those found nearby, at first use.",
 )
 @click.option(
     "--interface",
@@ -62,4 +62,4 @@ def up(
         "log.level": log_level,
     }
     overrides = {name: value for name, value in given.items() if value is not None}
-    finish(run_daemon(session.home, overrides, session.environ))
+    finish(run_daemon(session.home_to_write, overrides, session.environ))

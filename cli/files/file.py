@@ -1,6 +1,6 @@
 """`colony file`: put files under labels, get them back, keep a directory in step, snapshots.
 
-The bytes move in `cli.files.transfer` and `cli.files.s3`; the commands of snapshots are in
+The bytes move in `colonyd.client.files` and `cli.files.s3`; the commands of snapshots are in
 `cli.files.snapshot`.
 """
 
@@ -29,6 +29,7 @@ file = colony_group(
     "are set.",
     "colony file put photo.png --label /pictures",
     "colony file get /pictures/photo.png",
+    aliases={"labels": ("label", "ls")},
 )
 
 
@@ -53,7 +54,8 @@ def full_name(row: dict[str, Any]) -> str:
 @click.option("--name", default=None, help="Name there [the file's].")
 def put(session: Session, path: Path, label: str, name: str | None) -> None:
     """Upload PATH as the newest version of a file."""
-    from cli.files.transfer import digest, meter
+    from cli.core.progress import meter
+    from colonyd.client.files import digest
 
     item = checked_item(label, name or path.name)
     if not path.is_file():
@@ -82,7 +84,7 @@ def put(session: Session, path: Path, label: str, name: str | None) -> None:
 @click.option("--force", is_flag=True, help="Replace what is there.")
 def get(session: Session, target: str, to: Path, force: bool) -> None:
     """Download a file; it appears only when whole and checked."""
-    from cli.files.transfer import meter
+    from cli.core.progress import meter
 
     async def work() -> tuple[dict[str, Any], Path]:
         async with file_session(session) as ours:
@@ -117,13 +119,13 @@ def ls(session: Session, label: str) -> None:
         rows,
         ["NAME", "SIZE", "SHA-256"],
         lambda row: [row["name"], amount(row["size"]), str(row["checksum"])[:12]],
-        "no files under this label; `colony file labels` lists labels",
+        "no files under this label; `colony file label ls` lists labels",
     )
 
 
-@colony_command("labels", "colony file labels", "colony file labels /pictures")
-@click.argument("label", default="")
-def labels(session: Session, label: str) -> None:
+@colony_command("ls", "colony file label ls", "colony file label ls /pictures")
+@click.argument("label", metavar="[LABEL]", default="")
+def label_ls(session: Session, label: str) -> None:
     """List labels and how many versions of files they have: all, or those below LABEL."""
     fields = {"colonyname": session.colony(), "name": label, "exact": bool(label)}
     rows = session.call("getfilelabelsmsg", fields) or []
@@ -136,9 +138,15 @@ def labels(session: Session, label: str) -> None:
     )
 
 
-@colony_command("info", "colony file info /pictures/photo.png")
+label = colony_group(
+    "label", "Labels, under which files lie, like directories.", "colony file label ls"
+)
+label.add_command(label_ls)
+
+
+@colony_command("show", "colony file show /pictures/photo.png")
 @click.argument("target", metavar="FILE")
-def info(session: Session, target: str) -> None:
+def show(session: Session, target: str) -> None:
     """Show a file's versions, the newest first."""
     fields = {"colonyname": session.colony(), **address(target), "latest": False}
     versions: list[dict[str, Any]] = session.call("getfilemsg", fields)
@@ -274,19 +282,13 @@ async def _compare(
     from cli.files.syncplan import scan
 
     local = await trio.to_thread.run_sync(scan, directory, root)
-    remote: dict[FileKey, dict[str, Any]] = {}
-    for label in await ours.call("getfilelabelsmsg", {"name": root, "exact": True}) or []:
-        rows = await ours.call("getfilesmsg", {"label": label["name"]})
-        for row in rows:
-            # Names of the server become paths here.
-            remote[checked_item(label["name"], row["name"])] = row
-    return local, remote
+    return local, await ours.below(root)
 
 
 async def _carry_out(
     ours: FileSession, directory: Path, root: str, made: SyncPlan, local: DirectoryScan
 ) -> None:
-    from cli.files.transfer import meter
+    from cli.core.progress import meter
 
     total = sum(local.files[item].size for item in made.upload)
     with meter("upload", total) as progress:
@@ -299,5 +301,5 @@ async def _carry_out(
     await ours.carry_out(directory, root, made, local, newest)
 
 
-for _command in (put, get, ls, labels, info, rm, sync, snapshot):
+for _command in (put, get, ls, show, rm, sync, label, snapshot):
     file.add_command(_command)

@@ -17,8 +17,9 @@ import httpx
 import trio
 
 from cli.core.errors import NOT_FOUND, USAGE, Failure
-from cli.files.transfer import FileDigest, Meter
-from node.http.client import HttpReply, ask, http_client
+from cli.core.progress import Meter
+from colonyd.client.files import FileDigest
+from colonyd.http import HttpReply, ask, http_client
 
 _CHUNK = 1 << 20
 _ANSWER = 1 << 20  # bytes of an answer that is no file

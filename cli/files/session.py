@@ -1,7 +1,7 @@
 """The session of commands about files: calls, the places of bytes, and the spelling of names.
 
-The commands are in `cli.files.file` and `cli.files.snapshot`, the transfers in `cli.files.transfer`
-and `cli.files.s3`.
+The commands are in `cli.files.file` and `cli.files.snapshot`, the transfers in
+`colonyd.client.files` and `cli.files.s3`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from cli.core.errors import USAGE, Failure
 from cli.core.session import Session
 
 if TYPE_CHECKING:
-    from cli.core.client import Client
+    from cli.core.progress import Meter
     from cli.files.syncplan import DirectoryScan, FileKey, SyncPlan
-    from cli.files.transfer import FileDigest, Meter, Store
-    from node.host.keys import PrivateKey
+    from colonyd.client.files import FileDigest, Store
+    from colonyd.keys import PrivateKey
+    from colonyd.rpc import RpcClient
 
 _ID = 64
 
@@ -29,7 +30,7 @@ class FileSession:
     """Calls about files and the places of their bytes, for one run of a command."""
 
     session: Session
-    client: Client
+    client: RpcClient
     colony: str
     key: PrivateKey
     daemon: Store
@@ -44,6 +45,33 @@ class FileSession:
         """Return the newest version of LABEL/NAME, or the version with an id. Raises NotFound."""
         found = await self.call("getfilemsg", {**address(target), "latest": True})
         return dict(found[0])
+
+    async def below(self, root: str) -> dict[FileKey, dict[str, Any]]:
+        """Return the newest versions of all files under a label and those below it, as listed."""
+        found: dict[FileKey, dict[str, Any]] = {}
+        for label in await self.call("getfilelabelsmsg", {"name": root, "exact": True}) or []:
+            for row in await self.call("getfilesmsg", {"label": label["name"]}):
+                # Names of the server become paths here.
+                found[checked_item(label["name"], row["name"])] = row
+        return found
+
+    async def snapshot(
+        self, fields: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[FileKey, dict[str, Any]], list[str]]:
+        """Return a snapshot, the versions of its files, and the ids of files that are gone."""
+        from colonyd.errors import NotFound
+
+        versions: dict[FileKey, dict[str, Any]] = {}
+        lost = []
+        found = dict(await self.call("getsnapshotmsg", fields))
+        for fileid in found["fileids"]:
+            try:
+                version = await self.newest(fileid)
+            except NotFound:
+                lost.append(fileid)
+                continue
+            versions[checked_item(version["label"], version["name"])] = version
+        return found, versions, lost
 
     def keeper(self, version: dict[str, Any]) -> Store:
         """Return the place of the bytes of a version. Raises Failure without keys for it."""
@@ -87,7 +115,7 @@ class FileSession:
         may_replace: Callable[[Path], bool] = lambda path: False,
     ) -> None:
         """Download a version to a path; an existing file stays unless `may_replace` allows it."""
-        from cli.files.transfer import fetch
+        from colonyd.client.files import fetch
 
         await fetch(self.keeper(version), version, target, progress, may_replace)
 
@@ -100,7 +128,8 @@ class FileSession:
         version: Callable[[FileKey], Awaitable[dict[str, Any]]],
     ) -> None:
         """Do the downloads of a plan; a file that loses its place meanwhile joins the clashes."""
-        from cli.files.transfer import TargetExists, digest, meter
+        from cli.core.progress import meter
+        from colonyd.client.files import TargetExists, digest
 
         def unchanged(path: Path) -> bool:
             # Changed since it was compared: the plan does not cover it.
@@ -119,14 +148,18 @@ class FileSession:
 
 
 @asynccontextmanager
-async def file_session(session: Session) -> AsyncIterator[FileSession]:
-    """Give a file session. Raises Failure when the S3 settings are incomplete."""
+async def file_session(
+    session: Session, key: PrivateKey | None = None
+) -> AsyncIterator[FileSession]:
+    """Give a file session, signed with `key` or the member's. Raises Failure when the S3 settings
+    are incomplete.
+    """
     from contextlib import AsyncExitStack
 
     from cli.files.s3 import S3Settings, S3Store
-    from cli.files.transfer import DaemonStore
+    from colonyd.client.files import DaemonStore
 
-    colony, key = session.colony(), session.member_key()
+    colony, key = session.colony(), key or session.member_key()
     settings = S3Settings.from_environ(session.environ)
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(session.client())
@@ -148,8 +181,8 @@ def address(target: str) -> dict[str, str]:
 def checked_item(label: str, name: str) -> FileKey:
     """Return label and name in their one spelling. Raises Failure (usage)."""
     from cli.files.syncplan import FileKey
+    from colonyd.errors import RpcError
     from node.files.labels import check_name, normalise_label
-    from node.model.errors import RpcError
 
     try:
         return FileKey(normalise_label(label, "--label"), check_name(name, "--name"))

@@ -17,8 +17,9 @@ from cli.core.session import Session, colony_command, colony_group, confirm
 snapshot = colony_group(
     "snapshot",
     "The files below a label as they were at one moment. SNAPSHOT is a name or an id.",
-    "colony file snapshot create monday --label /pictures",
-    "colony file snapshot download monday --to ./monday",
+    "colony file snapshot add monday --label /pictures",
+    "colony file snapshot get monday --to ./monday",
+    aliases={"download": "get", "removeall": ("rm", "--all")},
 )
 
 
@@ -27,10 +28,10 @@ def _fields(session: Session, text: str) -> dict[str, Any]:
     return {"colonyname": session.colony(), which: text}
 
 
-@colony_command("create", "colony file snapshot create monday --label /pictures")
+@colony_command("add", "colony file snapshot add monday --label /pictures")
 @click.argument("name")
 @click.option("--label", required=True, help="Label whose files, and those below, to keep.")
-def create(session: Session, name: str, label: str) -> None:
+def add(session: Session, name: str, label: str) -> None:
     """Remember which versions are the newest now."""
     fields = {"colonyname": session.colony(), "label": label, "name": name}
     made = session.call("createsnapshotmsg", fields, timeout=60.0)
@@ -52,13 +53,13 @@ def ls(session: Session) -> None:
             when(row["added"]),
             short(row["snapshotid"]),
         ],
-        "no snapshots; make one with `colony file snapshot create`",
+        "no snapshots; make one with `colony file snapshot add`",
     )
 
 
-@colony_command("info", "colony file snapshot info monday")
+@colony_command("show", "colony file snapshot show monday")
 @click.argument("name", metavar="SNAPSHOT")
-def info(session: Session, name: str) -> None:
+def show(session: Session, name: str) -> None:
     """Show a snapshot; with --json also the ids of its files."""
     found = session.call("getsnapshotmsg", _fields(session, name), timeout=60.0)
     print_value(
@@ -74,13 +75,13 @@ def info(session: Session, name: str) -> None:
     )
 
 
-@colony_command("download", "colony file snapshot download monday --to ./monday")
+@colony_command("get", "colony file snapshot get monday --to ./monday")
 @click.argument("name", metavar="SNAPSHOT")
 @click.option("--to", "to", type=click.Path(path_type=Path), required=True, help="A directory.")
 @click.option("--force", is_flag=True, help="Replace files there that differ.")
-def download(session: Session, name: str, to: Path, force: bool) -> None:
+def get(session: Session, name: str, to: Path, force: bool) -> None:
     """Write the files of a snapshot to a directory; what is there with the same bytes stays."""
-    from cli.files.session import checked_item, file_session
+    from cli.files.session import file_session
     from cli.files.syncplan import FileKey, plan, scan, settle
 
     if to.exists() and not to.is_dir():
@@ -90,19 +91,8 @@ def download(session: Session, name: str, to: Path, force: bool) -> None:
     async def work() -> dict[str, Any]:
         import trio
 
-        from node.model.errors import NotFound
-
-        versions: dict[FileKey, dict[str, Any]] = {}
-        lost = []
         async with file_session(session) as ours:
-            found = await ours.call("getsnapshotmsg", fields)
-            for fileid in found["fileids"]:
-                try:
-                    version = await ours.newest(fileid)
-                except NotFound:
-                    lost.append(fileid)
-                    continue
-                versions[checked_item(version["label"], version["name"])] = version
+            found, versions, lost = await ours.snapshot(fields)
             label = found["label"]
             local = await trio.to_thread.run_sync(scan, to, label)
             here = {item: kept.checksum for item, kept in local.files.items() if item in versions}
@@ -155,5 +145,5 @@ def rm(session: Session, name: str | None, everything: bool, yes: bool) -> None:
     print_done(session, {"removed": name}, f"removed {name}")
 
 
-for _command in (create, ls, info, download, rm):
+for _command in (add, ls, show, get, rm):
     snapshot.add_command(_command)

@@ -11,9 +11,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from cli.files.transfer import FileDigest, digest, is_partial
+from colonyd.client.files import FileDigest, digest, is_partial
+from colonyd.errors import RpcError
 from node.files.labels import check_name, normalise_label
-from node.model.errors import RpcError
 
 # Upstream's own marker: it says which label a directory is kept in step with.
 MARKER = ".cfs"

@@ -7,7 +7,6 @@ The shell worker is in `cli.worker.command`; the functions of executors are in
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
 from typing import Any
 
 import click
@@ -18,7 +17,6 @@ from cli.core.keyfiles import accepts, check_id, check_member_name, key_path, re
 from cli.core.output import (
     ago,
     name_text,
-    parse_time,
     print_done,
     print_rows,
     print_value,
@@ -27,6 +25,7 @@ from cli.core.output import (
 )
 from cli.core.session import Session, as_executor, colony_command, colony_group
 from cli.core.terminal import print_note
+from colonyd.replies import parse_time
 
 STATES = ("pending", "approved", "rejected", "unregistered")
 
@@ -35,12 +34,13 @@ executor = colony_group(
     "The colony's executors: who may take work.",
     "colony executor ls",
     "colony executor add camera-1 --type camera --approve",
+    aliases={"create": ("add", "--approve"), "log": "add-log"},
 )
 
 
 @colony_command("ls", "colony executor ls", "colony executor ls --type gpu --location hall-3")
 @click.option("--all", "show_all", is_flag=True, help="Unregistered ones too.")
-@click.option("--type", "kind", default=None, help="Only of this type.")
+@click.option("--type", "-T", "kind", default=None, help="Only of this type.")
 @click.option("--location", default=None, help="Only at this location.")
 @click.option("--filter", "part", default="", help="Only with this text in name or type.")
 def ls(session: Session, show_all: bool, kind: str | None, location: str | None, part: str) -> None:
@@ -136,26 +136,30 @@ def rm(session: Session, name: str) -> None:
     _decide(session, "removeexecutormsg", name, "unregistered")
 
 
-def _adding(function: Callable[..., None]) -> Callable[..., None]:
-    for option in (
-        click.option("--spec", "file", default=None, metavar="FILE", help="JSON with the rest."),
-        click.option("--location", default="", help="Name of the location it stands at."),
-        click.option("--type", "kind", default=None, help="Type of executor [cli]."),
-        click.argument("name"),
-    ):
-        function = option(function)
-    return function
-
-
-def _add(
+@colony_command(
+    "add",
+    "colony executor add camera-1 --type camera --approve",
+    "colony executor add gpu-7 --id 3fa2b1c0… --spec gpu.json",
+)
+@click.argument("name")
+@click.option("--type", "-T", "kind", default=None, help="Type of executor [cli].")
+@click.option("--location", default="", help="Name of the location it stands at.")
+@click.option("--spec", "file", default=None, metavar="FILE", help="JSON with the rest.")
+@click.option("--id", "identity", default=None, help="Its id, if it has a key [make one].")
+@click.option("--approve", is_flag=True, help="Approve it, too.")
+def add(
     session: Session,
     name: str,
     kind: str | None,
     location: str,
     file: str | None,
-    identity: str | None = None,
-    approve: bool = True,
+    identity: str | None,
+    approve: bool,
 ) -> None:
+    """Add an executor, as the colony's owner, and print its id.
+
+    Without --id its key is made at keys/executor-NAME.key, where --as NAME finds it.
+    """
     given = read_object(file, "executor") if file else {}
     path = key_path(session, f"executor-{check_member_name(name)}")
     known = check_id(identity) if identity else read_or_make(path)[0].id
@@ -174,29 +178,6 @@ def _add(
         added["keyfile"] = str(path)
         print_note(f"its key: {path}")
     print_done(session, added, known)
-
-
-@colony_command(
-    "add",
-    "colony executor add camera-1 --type camera --approve",
-    "colony executor add gpu-7 --id 3fa2b1c0… --spec gpu.json",
-)
-@_adding
-@click.option("--id", "identity", default=None, help="Its id, if it has a key [make one].")
-@click.option("--approve", is_flag=True, help="Approve it, too.")
-def add(session: Session, **given: Any) -> None:
-    """Add an executor, as the colony's owner, and print its id.
-
-    Without --id its key is made at keys/executor-NAME.key, where --as NAME finds it.
-    """
-    _add(session, **given)
-
-
-@colony_command("create", "colony executor create camera-1 --type camera")
-@_adding
-def create(session: Session, **given: Any) -> None:
-    """Make a key for an executor, add it and approve it: `add --approve`."""
-    _add(session, **given)
 
 
 @colony_command("change-id", "colony executor change-id --as camera-1")
@@ -223,23 +204,23 @@ def change_id(session: Session, executor: str | None, identity: str | None) -> N
             raise Failure(
                 "the key comes from $COLONIES_PRVKEY and can't be replaced there",
                 code=USAGE,
-                next_step="`colony key generate`, then give its id with --id",
+                next_step="`colony key add`, then give its id with --id",
             )
         probe = accepts(session, "getexecutorsmsg", {"colonyname": colony})
         new = rotate(session, old, path, change, probe)
     print_done(session, {"executorname": name, "executorid": new}, new)
 
 
-@colony_command("log", "colony executor log --as camera-1 'lens cleaned'")
+@colony_command("add-log", "colony executor add-log --as camera-1 'lens cleaned'")
 @as_executor
 @click.argument("message")
-def log(session: Session, executor: str | None, message: str) -> None:
-    """Log a line about an executor, as that executor; `colony log get -e` shows it."""
+def add_log(session: Session, executor: str | None, message: str) -> None:
+    """Log a line about an executor, as that executor; `colony log show -e` shows it."""
     name = session.executor_name(executor)
     fields = {"colonyname": session.colony(), "executorname": name, "message": message}
     session.call("addexecutorlogmsg", fields, key=session.signer(executor))
     print_done(session, fields, f"logged for {name}")
 
 
-for _command in (ls, show, add, create, approve, reject, rm, change_id, log):
+for _command in (ls, show, add, approve, reject, rm, change_id, add_log):
     executor.add_command(_command)

@@ -18,7 +18,8 @@ function = colony_group(
     "function",
     "The functions that executors offer; `colony run` runs one.",
     "colony function ls",
-    "colony function register resize --as camera-1",
+    "colony function add resize --as camera-1",
+    aliases={"register": "add", "submit": "exec"},
 )
 
 
@@ -52,15 +53,15 @@ def ls(session: Session, executor: str) -> None:
 
 
 @colony_command(
-    "register",
-    "colony function register resize --as camera-1",
-    "colony function register resize --as camera-1 --spec resize.json",
+    "add",
+    "colony function add resize --as camera-1",
+    "colony function add resize --as camera-1 --spec resize.json",
 )
 @click.argument("name")
 @as_executor
 @click.option("--description", default="")
 @click.option("--spec", "file", default=None, metavar="FILE", help="JSON: description, args.")
-def register(
+def add(
     session: Session, name: str, executor: str | None, description: str, file: str | None
 ) -> None:
     """Say that an executor offers a function, as that executor; prints the function's id."""
@@ -89,6 +90,6 @@ def rm(session: Session, function: str, executor: str | None) -> None:
     print_done(session, {"functionid": found["functionid"], "removed": True}, f"removed {function}")
 
 
-for _command in (ls, register, rm):
+for _command in (ls, add, rm):
     function.add_command(_command)
 function.add_command(called("function exec"))

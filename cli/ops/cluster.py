@@ -11,12 +11,12 @@ from cli.core.output import print_json, print_table
 from cli.core.session import Session, colony_command, colony_group
 
 cluster = colony_group(
-    "cluster", "The daemons that serve one store together.", "colony cluster info"
+    "cluster", "The daemons that serve one store together.", "colony cluster show"
 )
 
 
-@colony_command("info", "colony cluster info")
-def info(session: Session) -> None:
+@colony_command("show", "colony cluster show")
+def show(session: Session) -> None:
     """List the daemons of this cluster and which one leads, as the server's owner."""
     reply: dict[str, Any] = session.call("getclustermsg", {}, key=session.server_key())
     if session.as_json:
@@ -33,4 +33,4 @@ def info(session: Session) -> None:
     )
 
 
-cluster.add_command(info)
+cluster.add_command(show)

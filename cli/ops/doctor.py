@@ -35,14 +35,14 @@ _CORRUPTING = re.compile(r"etcd Version: (3\.5\.[0-2])\b")
 @colony_command("doctor", "colony doctor", "colony doctor --json")
 def doctor(session: Session) -> None:
     """Check keys, clock, disk, etcd, discovery, daemon and peers; exit 1 if a check fails."""
-    checks: list[Check] = []
-    for check in _all(session):
-        checks.append(check)
+    made: list[Check] = []
+    for check in checks(session):
+        made.append(check)
         if not session.as_json:
             _print(check)
-    failed = [check for check in checks if check.ok is False]
+    failed = [check for check in made if check.ok is False]
     if session.as_json:
-        print_json({"ok": not failed, "checks": [asdict(check) for check in checks]})
+        print_json({"ok": not failed, "checks": [asdict(check) for check in made]})
     finish(FAILED if failed else OK)
 
 
@@ -53,12 +53,17 @@ def _print(check: Check) -> None:
         print_line(f"  next: {check.next}")
 
 
-def _all(session: Session) -> Iterator[Check]:
+def checks(session: Session) -> Iterator[Check]:
+    """Return the findings one by one, each as soon as it is made."""
     home = session.home
     yield check_clock(time.time())
     yield check_home(home)
     yield from check_owner(home)
-    yield from check_keys(home / "keys")
+    try:
+        group = session.config().node.group
+    except Failure:
+        group = ""  # reported by check_config
+    yield from check_keys(home, group)
     yield check_config(session)
     yield from check_peer_settings(session)
     yield check_disk(home)
@@ -103,6 +108,11 @@ def check_home(home: Path) -> Check:
     """Return whether the home has been initialised and is ours to write."""
     if not (home / "keys").is_dir():
         return Check("home", False, f"no colony at {home}", "`colony init`, or --home")
+    from colonyd.places import user_name
+
+    if not os.access(home, os.W_OK | os.X_OK) and os.access(home / "keys/user.key", os.R_OK):
+        detail = f"{home}; it is user {user_name(home.stat().st_uid)}'s, and open to this one"
+        return Check("home", True, detail)
     if not os.access(home, os.W_OK | os.X_OK):
         return Check("home", False, f"{home} is not writable", f"who owns it? `ls -ld {home}`")
     return Check("home", True, str(home))
@@ -110,7 +120,8 @@ def check_home(home: Path) -> Check:
 
 def check_owner(home: Path) -> Iterator[Check]:
     """Return whether all of the home belongs to one user, and this user runs the daemon."""
-    from node.host.home import foreign_files, user_name
+    from colonyd.places import user_name
+    from node.host.home import foreign_files
 
     try:
         owner = user_name(home.stat().st_uid)
@@ -124,15 +135,25 @@ def check_owner(home: Path) -> Iterator[Check]:
         yield Check("owner", True, f"all of the home belongs to {owner}")
 
 
-def check_keys(directory: Path) -> Iterator[Check]:
-    """Return whether only their owner can read the key files, that of TLS among them."""
+def check_keys(home: Path, group: str = "") -> Iterator[Check]:
+    """Return whether only their owner can read the key files, that of TLS among them, and those
+    that are the group's its members.
+    """
+    from node.host.home import Home, secrets_of
+
+    directory = Home(home).keys
     try:
         found = sorted(directory.glob("*.key"))
-        tls = [path for path in [directory.parent / "tls.key"] if path.exists()]
-        wrong = [path for path in (directory, *found, *tls) if path.stat().st_mode & 0o077]
+        modes = [
+            (path, path.stat().st_mode, allowed)
+            for path, allowed in secrets_of(home, group)
+            if path.exists() and (path.suffix == ".key" or path.is_dir())
+        ]
+        directory.stat()
     except OSError as error:
         yield Check("keys", False, f"{directory}: {error.strerror}", "`colony init`")
         return
+    wrong = [path for path, mode, allowed in modes if mode & ~allowed & 0o077]
     for path in wrong:
         mode = f"{path.stat().st_mode & 0o777:04o}"
         right = "0700" if path.is_dir() else "0600"
@@ -141,7 +162,8 @@ def check_keys(directory: Path) -> Iterator[Check]:
     if not found:
         yield Check("keys", False, f"{directory} holds no keys", "`colony init`")
     elif not wrong:
-        yield Check("keys", True, f"{len(found)} key files, readable by their owner only")
+        readers = f"owner and group {group}" if group else "their owner only"
+        yield Check("keys", True, f"{len(found)} key files, readable by {readers}")
 
 
 def check_config(session: Session) -> Check:
@@ -201,9 +223,12 @@ def check_place(session: Session) -> Iterator[Check]:
     from node.etcdserver.identity import require_place
     from node.host.home import Home
 
+    home = Home(session.home)
+    if home.etcd.is_dir() and not os.access(home.etcd, os.R_OK | os.X_OK):
+        return  # it is the daemon's user's, and check_home says so
     try:
         if not session.config().etcd.endpoints:
-            require_place(Home(session.home))
+            require_place(home)
     except Failure:
         pass  # reported by check_config
     except StoreRefused as error:
@@ -262,8 +287,8 @@ def owners(proc: Path, inodes: set[str]) -> set[str]:
 
 def check_daemon(session: Session) -> Iterator[Check]:
     """Return whether the daemon answers, knows this user, and reaches its peers."""
-    from cli.core.client import Unreachable
-    from node.model.errors import Denied, RpcError
+    from colonyd.errors import Denied, RpcError
+    from colonyd.rpc import Unreachable
 
     try:
         url = session.url()
@@ -293,6 +318,9 @@ def check_daemon(session: Session) -> Iterator[Check]:
         yield from check_steps(status.get("clock") or {})
         yield from check_work(status)
         yield check_silent(status.get("silent") or {})
+        yield from check_dht(status.get("dht"))
+        yield from check_mailboxes(status.get("mailboxes"), status.get("reach"))
+        yield from check_reach(status.get("reach"), status.get("routers"))
     try:
         key = session.owner_key()
     except Failure as error:
@@ -331,7 +359,7 @@ def check_daemon(session: Session) -> Iterator[Check]:
     except Failure as error:
         yield Check("latest time", None, f"not checked: {error.message}", error.next_step)
     if not answers:
-        yield Check("peers", None, "no trusted peers", "`colony peers ls`, `colony peers trust ID`")
+        yield Check("peers", None, "no trusted peers", "`colony peer ls`, `colony peer trust ID`")
     for row, reply in answers:
         name = row.get("name") or row["id"][:12]
         yield check_peer(name, reply)
@@ -340,6 +368,66 @@ def check_daemon(session: Session) -> Iterator[Check]:
                 next_step = "its owner corrects it there, or invites with --address"
                 yield Check("peer address", None, f"{name}: {address} {why}", next_step)
         yield from check_peer_clock(name, reply.get("clock"))
+
+
+def check_dht(told: dict[str, Any] | None) -> Iterator[Check]:
+    """Return whether the DHT is reached, where `federation.global` is on."""
+    if told is None:
+        return
+    port, nodes = told.get("port"), told.get("nodes")
+    if told.get("problem"):
+        next_step = "is libtorrent installed, and federation.dht_port free?"
+        yield Check("DHT", False, str(told["problem"]), next_step)
+    elif not nodes:
+        next_step = f"let UDP port {port} through, or name other nodes (federation.bootstrap)"
+        yield Check("DHT", None, f"port {port}: no other node answers", next_step)
+    else:
+        yield Check("DHT", True, f"port {port}: {nodes} nodes are known")
+
+
+def check_reach(told: dict[str, Any] | None, routers: dict[str, Any] | None) -> Iterator[Check]:
+    """Return whether others can connect to this colony, where `federation.global` is on.
+
+    And what `routers` said to the request to forward the port, if they were asked.
+    """
+    from cli.peers.peers import moment
+
+    if told is None:
+        return
+    mapped = int((routers or {}).get("port") or 0)
+    if mapped:
+        by = (routers or {}).get("by")
+        yield Check("router", True, f"forwards its TCP port {mapped} to this machine ({by})")
+    elif routers is not None and told.get("verdict") != "reachable":
+        said = routers.get("problem") or "no router answers to UPnP or NAT-PMP"
+        yield Check("router", None, f"the federation port is not forwarded: {said}")
+    by, verdict = ", ".join(map(str, told.get("by") or [])), told.get("verdict")
+    since = f"{by} said so at {moment(int(told.get('at') or 0))}"
+    if verdict == "reachable":
+        yield Check("reach", True, f"others connect to {told.get('address')}; {since}")
+    elif verdict == "unreachable":
+        next_step = f"have the router forward TCP port {told.get('port')} to this machine"
+        if mapped:
+            next_step = "is a firewall, or another router, between that router and the internet?"
+        detail = f"others can't connect to this colony: {told.get('problem')}; {since}"
+        yield Check("reach", None, detail, next_step)
+    else:
+        detail = "not known: no trusted peer that can be reached outside this network was asked yet"
+        next_step = "trust a colony elsewhere that can be reached and has federation.global on"
+        yield Check("reach", None, detail, next_step)
+
+
+def check_mailboxes(told: dict[str, Any] | None, reach: dict[str, Any] | None) -> Iterator[Check]:
+    """Return which mailboxes serve this colony, and for whom it holds messages."""
+    from cli.ops.status import clients, mailboxes
+
+    if ours := mailboxes(told):
+        yield Check("mailboxes", True, f"messages for this colony are left at {ours}")
+    elif (reach or {}).get("verdict") == "unreachable":
+        next_step = "trust a reachable colony that has federation.global on, and have it trust this"
+        yield Check("mailboxes", None, "none: no trusted peer offers to hold messages", next_step)
+    if held := clients(told):
+        yield Check("mailbox", True, f"messages are held for {held}")
 
 
 def check_peer(name: str, reply: dict[str, Any]) -> Check:
@@ -368,7 +456,7 @@ def check_work(status: dict[str, Any]) -> Iterator[Check]:
     if status.get("paused"):
         name = status.get("colonyname")
         detail = f"assignments are paused in colony {name}: no work is handed out"
-        yield Check("paused", None, detail, "`colony process resume`, as the colony's owner")
+        yield Check("paused", None, detail, "`colony resume`, as the colony's owner")
     for each in status.get("stuck") or []:
         yield Check("waiting", None, f"nobody can take {vain(each)}", str(each.get("next") or ""))
 
@@ -393,8 +481,8 @@ def check_daemon_clock(told: float | None, asked: float, heard: float) -> Iterat
 
 def check_other(session: Session, info: dict[str, Any]) -> Check | None:
     """Return whether the daemon that refused this user is another one than this home's."""
+    from colonyd.keys import IdentityError, read_key
     from node.host.home import Home
-    from node.host.keys import IdentityError, read_key
 
     try:
         own = read_key(Home(session.home).key("server")).id
@@ -444,7 +532,7 @@ def check_memory(told: dict[str, Any]) -> Check:
         None if behind <= MOST else False,
         f"the clock is {words(behind)} behind the latest time remembered, "
         f"{moment(told.get('latest'))}: {effect}",
-        "is the clock right (`date`)? If not, set it; if so, `colony peers clock --reset`",
+        "is the clock right (`date`)? If not, set it; if so, `colony peer clock --reset`",
     )
 
 

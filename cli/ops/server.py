@@ -25,8 +25,8 @@ server = colony_group(
 )
 
 
-@colony_command("info", "colony server info")
-def info(session: Session) -> None:
+@colony_command("show", "colony server show")
+def show(session: Session) -> None:
     """Show the server's id, version and doors; needs no key."""
 
     async def work() -> dict[str, Any]:
@@ -97,5 +97,5 @@ def change_id(session: Session, identity: str | None, yes: bool) -> None:
     print_done(session, {"serverid": new}, new)
 
 
-for _command in (info, stats, alive, change_id):
+for _command in (show, stats, alive, change_id):
     server.add_command(_command)

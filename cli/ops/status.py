@@ -27,6 +27,11 @@ def status(session: Session) -> None:
             ("up for", span(float(reply.get("uptime") or 0))),
             ("RPC port", reply.get("rpcport")),
             ("federation port", reply.get("federationport") or "off"),
+            ("DHT", dht(reply.get("dht"))),
+            ("mailboxes", mailboxes(reply.get("mailboxes"))),
+            ("mailbox for", clients(reply.get("mailboxes"))),
+            ("router", router(reply.get("routers"))),
+            ("reach", reach(reply.get("reach"))),
             (
                 "store",
                 f"etcd {etcd.get('version')}, {int(etcd.get('dbsize') or 0) / 2**20:.1f} MiB, "
@@ -42,7 +47,7 @@ def status(session: Session) -> None:
             ("counted so far", reply.get("reading")),
             (
                 "paused",
-                "no work is handed out; `colony process resume`" if reply.get("paused") else "",
+                "no work is handed out; `colony resume`" if reply.get("paused") else "",
             ),
             *(
                 ("nobody takes", f"{vain(each)}; {each['next']}")
@@ -50,6 +55,43 @@ def status(session: Session) -> None:
             ),
         ]
     )
+
+
+def dht(told: dict[str, Any] | None) -> str:
+    """Return the state of the look-up in the DHT; "" if that is off."""
+    if not told:
+        return ""
+    nodes = f"port {told.get('port')}, {told.get('nodes')} nodes, {told.get('asked')} look-ups"
+    return f"{nodes}; {told['problem']}" if told.get("problem") else nodes
+
+
+def router(told: dict[str, Any] | None) -> str:
+    """Return which port a router forwards to this machine; "" if none was asked to."""
+    if not told:
+        return ""
+    if told.get("port"):
+        return f"forwards its TCP port {told['port']} ({told['by']})"
+    return str(told.get("problem") or "forwards nothing")
+
+
+def reach(told: dict[str, Any] | None) -> str:
+    """Return whether others can connect to this colony; "" if that is not found out."""
+    if not told:
+        return ""
+    by = ", ".join(map(str, told.get("by") or []))
+    text = " at ".join(filter(None, [str(told.get("verdict")), str(told.get("address") or "")]))
+    return f"{text}, by the word of {by}" if by else text
+
+
+def mailboxes(told: dict[str, Any] | None) -> str:
+    """Return the peers whose mailboxes this colony polls; "" if it polls none."""
+    return ", ".join(str(each.get("name")) for each in (told or {}).get("ours") or [])
+
+
+def clients(told: dict[str, Any] | None) -> str:
+    """Return the colonies for which this one is a mailbox, with the messages held; or ""."""
+    held = (told or {}).get("held") or []
+    return ", ".join(f"{each.get('name')} ({each.get('messages')} messages)" for each in held)
 
 
 def vain(each: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`colony peers invite` and `join`: a token on one side, mutual trust on both.
+"""`colony peer invite` and `join`: a token on one side, mutual trust on both.
 
 The secret is proven in `federation.membership.invitations` and `federation.membership.join`.
 """
@@ -17,6 +17,7 @@ from cli.core.output import ago, print_done, print_json, print_rows, span
 from cli.core.policy import policy_fields, policy_options, wish
 from cli.core.session import Session, colony_command, shared_options
 from cli.core.terminal import print_line, print_note
+from cli.core.words import WordGroup, furnish
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _JOIN_TIMEOUT = 90.0  # seconds: several addresses may have to be tried
@@ -31,10 +32,11 @@ def _seconds(context: click.Context, parameter: click.Parameter, value: str) -> 
 
 @click.group(
     "invite",
+    cls=WordGroup,
     invoke_without_command=True,
     epilog=(
-        "\b\nExamples:\n  colony peers invite --expires 10m --function 'render*'\n"
-        f"  colony peers invite ls\n  colony peers invite revoke 3fa2\n\nExit codes: {EXIT_CODES}"
+        "\b\nExamples:\n  colony peer invite --expires 10m --function 'render*'\n"
+        f"  colony peer invite ls\n  colony peer invite rm 3fa2\n\nExit codes: {EXIT_CODES}"
     ),
 )
 @shared_options
@@ -58,7 +60,7 @@ def invite(
     qr: bool | None,
     asked: dict[str, Any],
 ) -> None:
-    """Print a token, good for one colony, that makes trust mutual: `colony peers join TOKEN`.
+    """Print a token, good for one colony, that makes trust mutual: `colony peer join TOKEN`.
 
     Who has the token is trusted: send it where only the one who is meant can read it.
     """
@@ -72,15 +74,16 @@ def invite(
     token = str(reply["token"])
     print_line(token)
     if qr or (qr is None and sys.stdout.isatty()):
-        print_note(_drawn(token))
+        print_note(drawn(token))
     places = ", ".join(reply["addresses"])
     print_note(
-        f"invitation {reply['invitation']}: good for one colony and {span(seconds)}, at {places}"
+        f"invitation {reply['invitation']}: good for one colony and {span(seconds)}, "
+        + (f"at {places}" if places else "without an address: this colony is found by its id")
     )
-    print_note("  next: on the other side, `colony peers join TOKEN`")
+    print_note("  next: on the other side, `colony peer join TOKEN`")
 
 
-def _drawn(text: str) -> str:
+def drawn(text: str) -> str:
     """Return a QR code in half blocks, two rows a line, light where the terminal writes."""
     import segno
 
@@ -99,7 +102,7 @@ def _left(row: dict[str, Any]) -> str:
     return span(left) if left > 0 else "expired"
 
 
-@colony_command("ls", "colony peers invite ls")
+@colony_command("ls", "colony peer invite ls")
 def ls(session: Session) -> None:
     """List the invitations that nobody has used."""
     rows: list[dict[str, Any]] = session.call("getinvitationsmsg", {}, owner=True) or []
@@ -113,23 +116,25 @@ def ls(session: Session) -> None:
             _left(row),
             "; ".join(f"{name} {value}" for name, value in policy_fields(row["policy"])),
         ],
-        "no open invitations; `colony peers invite` makes one",
+        "no open invitations; `colony peer invite` makes one",
     )
 
 
-@colony_command("revoke", "colony peers invite revoke 3fa2")
+@colony_command("rm", "colony peer invite rm 3fa2")
 @click.argument("invitation")
-def revoke(session: Session, invitation: str) -> None:
+def rm(session: Session, invitation: str) -> None:
     """Make a token useless before it is used. INVITATION is the beginning of its name."""
     reply = session.call("revokeinvitationmsg", {"invitation": invitation}, owner=True)
     print_done(session, reply, f"revoked {reply['invitation']}")
 
 
+invite.aliases = {"revoke": "rm"}
+furnish(invite)
 invite.add_command(ls)
-invite.add_command(revoke)
+invite.add_command(rm)
 
 
-@colony_command("join", "colony peers join AF4HQ6DY...", "colony peers join - < token")
+@colony_command("join", "colony peer join AF4HQ6DY...", "colony peer join - < token")
 @click.argument("token")
 @policy_options
 def join(session: Session, token: str, asked: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""`colony peers`: other colonies, as this one sees them, and trust in them.
+"""`colony peer`: other colonies, as this one sees them, and trust in them.
 
 `federation` finds peers and decides what trust allows.
 """
@@ -12,7 +12,16 @@ from typing import Any
 import click
 
 from cli.core.errors import USAGE, Failure
-from cli.core.output import ago, print_fields, print_json, print_table, short, span
+from cli.core.output import (
+    ago,
+    print_done,
+    print_fields,
+    print_json,
+    print_lines,
+    print_rows,
+    short,
+    span,
+)
 from cli.core.policy import policy_fields, policy_options, wish
 from cli.core.session import Session, colony_command, colony_group, confirm
 from cli.core.terminal import print_line, print_note
@@ -20,27 +29,39 @@ from cli.peers.invite import invite, join
 
 SAME_CLOCK = 10  # seconds between clocks that do not matter
 
-peers = colony_group(
-    "peers",
-    "Other colonies: list, show, invite, join, trust, block and ping them. PEER is a name, an id, "
-    "or the first characters of an id.",
-    "colony peers ls",
-    "colony peers trust 3fa2b1c0",
-    "colony peers invite --expires 10m",
+peer = colony_group(
+    "peer",
+    "Other colonies: list, show, invite, join, trust, name, block and ping them. PEER is your name "
+    "for it (`colony peer name`), its own name, its id, or the first characters of its id.",
+    "colony peer ls",
+    "colony peer trust 3fa2b1c0",
+    "colony peer invite --expires 10m",
+    aliases={"rm": "forget", "remove": "forget", "delete": "forget"},
 )
 
 
-def _state(peer: dict[str, Any]) -> str:
+def state(peer: dict[str, Any]) -> str:
     """Return a peer's state, and for an undecided one the peer that introduced it."""
-    state, by = str(peer.get("state") or ""), peer.get("introducedby") or []
-    if by and (state == "pending" or peer.get("distance")):
-        return f"{state}, introduced by {', '.join(by)}"
-    return state
+    word, by = str(peer.get("state") or ""), peer.get("introducedby") or []
+    if by and (word == "pending" or peer.get("distance")):
+        called = {each["by"]: f" as {each['name']}" for each in peer.get("calledby") or []}
+        return f"{word}, introduced by {', '.join(each + called.get(each, '') for each in by)}"
+    return word
+
+
+def calls(peer: dict[str, Any]) -> str:
+    """Return what peers call a colony, such as "lab-paris, so called by factory-1"."""
+    return "; ".join(
+        f"{each['name']}, so called by {each['by']}" for each in peer.get("calledby") or []
+    )
 
 
 def _name(peer: dict[str, Any]) -> str:
-    """Return the name under which a peer was trusted, and its present name if that differs."""
-    name, said = str(peer.get("name") or ""), peer.get("said")
+    """Return our name for a peer, or that under which it was trusted; and what it calls itself."""
+    name, mine, said = str(peer.get("name") or ""), peer.get("petname"), peer.get("said")
+    if mine and name not in ("", mine):
+        return f"{mine} (calls itself {f'{said}, trusted as {name}' if said else name})"
+    name = str(mine or name)
     return f"{name} (now calls itself {said})" if said else name
 
 
@@ -50,7 +71,7 @@ def _renamed(peer: dict[str, Any]) -> str:
     if not said:
         return ""
     return f"{said}; work still goes to it as {peer.get('name')}. " + (
-        f"To take the new name: colony peers trust {short(peer.get('id'))}"
+        f"To take the new name: colony peer trust {short(peer.get('id'))}"
     )
 
 
@@ -59,20 +80,20 @@ def _seen(peer: dict[str, Any]) -> str:
     return ago(datetime.fromtimestamp(moment, UTC)) if moment else "never"
 
 
-@colony_command("ls", "colony peers ls")
+@colony_command("ls", "colony peer ls")
 def ls(session: Session) -> None:
     """List the colonies this one knows of."""
     rows: list[dict[str, Any]] = session.call("getpeersmsg", {}, owner=True) or []
     if session.as_json:
         print_json(rows)
         return
-    print_table(
+    print_lines(
         ["ID", "NAME", "STATE", "SEEN", "OUTSTANDING", "ENDPOINTS", "ERROR"],
         [
             [
                 short(row.get("id")),
                 _name(row),
-                _state(row),
+                state(row),
                 _seen(row),
                 row.get("outstanding"),
                 ", ".join(row.get("endpoints") or []),
@@ -84,7 +105,7 @@ def ls(session: Session) -> None:
     )
 
 
-@colony_command("show", "colony peers show lab-42")
+@colony_command("show", "colony peer show lab-42")
 @click.argument("peer")
 def show(session: Session, peer: str) -> None:
     """Show one colony."""
@@ -93,9 +114,9 @@ def show(session: Session, peer: str) -> None:
 
 @colony_command(
     "trust",
-    "colony peers trust 3fa2b1c0",
-    "colony peers trust 3fa2b1c0 --function 'render*' --max-waiting 100 --rate 60",
-    "colony peers trust 3fa2b1c0 --policy lab.toml",
+    "colony peer trust 3fa2b1c0",
+    "colony peer trust 3fa2b1c0 --function 'render*' --max-waiting 100 --rate 60",
+    "colony peer trust 3fa2b1c0 --policy lab.toml",
 )
 @click.argument("peer")
 @policy_options
@@ -110,9 +131,9 @@ def trust(session: Session, peer: str, asked: dict[str, Any]) -> None:
 
 @colony_command(
     "policy",
-    "colony peers policy lab-42",
-    "colony peers policy lab-42 --max-running 4 --no-forward",
-    "colony peers policy lab-42 --default",
+    "colony peer policy lab-42",
+    "colony peer policy lab-42 --max-running 4 --no-forward",
+    "colony peer policy lab-42 --default",
 )
 @click.argument("peer")
 @click.option("--default", "default", is_flag=True, help="Give up its own policy.")
@@ -146,23 +167,74 @@ def policy(session: Session, peer: str, default: bool, asked: dict[str, Any]) ->
     )
     if asked["forward"]:
         print_note(
-            "a colony beyond takes it only if its owner allows two hops: there, `colony peers"
+            "a colony beyond takes it only if its owner allows two hops: there, `colony peer"
             f" policy {session.colony()} --max-hops 2`"
         )
 
 
-@colony_command("block", "colony peers block lab-42")
+@colony_command(
+    "name",
+    "colony peer name 3fa2b1c0 lab-paris",
+    "colony peer name lab-paris --remove",
+    "colony peer name",
+)
+@click.argument("peer", default="")
+@click.argument("name", default="")
+@click.option("--remove", is_flag=True, help="Take the name back.")
+def name_(session: Session, peer: str, name: str, remove: bool) -> None:
+    """Give a colony a short NAME of your own, a petname, which stands for its id from then on.
+
+    Without PEER, list the names that you gave, also those of colonies that are not known now.
+    It goes before the names that colonies give themselves, and holds for PEER alone. An id of 64
+    characters is named before the colony was ever seen. Peers that this colony introduces it to are
+    told the name, unless federation.share_names is off.
+    """
+    if not peer and not remove:
+        print_rows(
+            session,
+            session.call("getpetnamesmsg", {}, owner=True) or [],
+            ["NAME", "ID"],
+            lambda row: [row["petname"], row["id"]],
+            "no names given; `colony peer name PEER NAME` gives one",
+        )
+        return
+    if not peer or bool(name) == remove:
+        raise Failure(
+            "a name, or --remove: one of them",
+            code=USAGE,
+            next_step="`colony peer name PEER NAME`, or `colony peer name PEER --remove`",
+        )
+    told: dict[str, Any] = session.call("namepeermsg", {"peer": peer, "name": name}, owner=True)
+    if remove:
+        print_done(session, told, f"{short(told['id'])} has no name of yours any more")
+    else:
+        print_done(session, told, f"{told['petname']} is {told['id']}")
+
+
+@colony_command("block", "colony peer block lab-42")
 @click.argument("peer")
 def block(session: Session, peer: str) -> None:
     """Refuse a colony from now on, whoever introduces it, and end all that is under way.
 
     What waits for it here fails, what it may be running is in doubt and fails with that word,
-    and its processes here are cancelled. `colony peers trust` takes it back.
+    and its processes here are cancelled. `colony peer trust` takes it back.
     """
     _print(session, session.call("blockpeermsg", {"peer": peer}, owner=True))
 
 
-@colony_command("ping", "colony peers ping lab-42")
+@colony_command("forget", "colony peer forget lab-42", "colony peer forget 3fa2b1c0")
+@click.argument("peer")
+def forget(session: Session, peer: str) -> None:
+    """Remove a colony that is not trusted from the list; a blocked one is a stranger again.
+
+    One that is still there appears again. To keep one away, block it. Colonies that nobody hears of
+    any more leave the list on their own after five minutes.
+    """
+    found: dict[str, Any] = session.call("forgetpeermsg", {"peer": peer}, owner=True)
+    print_done(session, found, f"forgot {found['name'] or short(found['id'])}")
+
+
+@colony_command("ping", "colony peer ping lab-42")
 @click.argument("peer")
 def ping(session: Session, peer: str) -> None:
     """Ask a colony for a signed answer; exit 1 without one."""
@@ -172,14 +244,14 @@ def ping(session: Session, peer: str) -> None:
     if not reply.get("ok"):
         raise Failure(
             f"{peer} does not answer: {reply.get('error') or 'no reason given'}",
-            next_step=f"`colony peers show {shlex.quote(peer)}`; is its daemon up, its federation"
+            next_step=f"`colony peer show {shlex.quote(peer)}`; is its daemon up, its federation"
             " port open?",
         )
     if not session.as_json:
         print_line(f"{peer} answers in {float(reply.get('rtt') or 0) * 1000:.1f} ms")
 
 
-@colony_command("clock", "colony peers clock", "colony peers clock --reset")
+@colony_command("clock", "colony peer clock", "colony peer clock --reset")
 @click.option("--reset", is_flag=True, help="Forget a later time than the clock's.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def clock_(session: Session, reset: bool, yes: bool) -> None:
@@ -238,10 +310,12 @@ def _print(session: Session, peer: dict[str, Any]) -> None:
     print_fields(
         [
             ("peer", peer.get("name")),
+            ("petname", peer.get("petname")),
+            ("so called", calls(peer)),
             ("id", peer.get("id")),
             ("calls itself", _renamed(peer)),
             ("ambiguous", peer.get("ambiguous")),
-            ("state", _state(peer)),
+            ("state", state(peer)),
             ("seen", _seen(peer)),
             ("endpoints", ", ".join(peer.get("endpoints") or [])),
             ("outstanding", peer.get("outstanding")),
@@ -288,5 +362,5 @@ def clock(reading: dict[str, Any] | None) -> str:
     return f"{span(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} ours"
 
 
-for _command in (ls, show, trust, policy, block, ping, invite, join, clock_):
-    peers.add_command(_command)
+for _command in (ls, show, trust, name_, policy, block, forget, ping, invite, join, clock_):
+    peer.add_command(_command)

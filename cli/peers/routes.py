@@ -1,4 +1,4 @@
-"""`colony routes`: where processes go that name no colony, and why.
+"""`colony route`: where processes go that name no colony, and why.
 
 Routes are settings of the daemon; `federation` interprets them.
 """
@@ -14,15 +14,16 @@ from cli.core.output import print_json, print_rows, print_table, short
 from cli.core.session import Session, colony_command, colony_group
 from cli.core.terminal import print_line
 
-routes = colony_group(
-    "routes",
+route = colony_group(
+    "route",
     "Routes: where processes go that name no colony. They are settings ([[routes]]).",
-    "colony routes ls",
-    "colony routes explain convert.json",
+    "colony route ls",
+    "colony route why convert.json",
+    aliases={"explain": "why"},
 )
 
 
-@colony_command("ls", "colony routes ls")
+@colony_command("ls", "colony route ls")
 def ls(session: Session) -> None:
     """List the routes, in the order in which they are asked."""
     rows: list[dict[str, Any]] = session.call("getroutesmsg", {}, owner=True) or []
@@ -46,13 +47,13 @@ def ls(session: Session) -> None:
 
 
 @colony_command(
-    "explain",
-    "colony routes explain convert.json",
-    "colony routes explain - --age 60 < convert.json",
+    "why",
+    "colony route why convert.json",
+    "colony route why - --age 60 < convert.json",
 )
 @click.argument("spec")
 @click.option("--age", type=float, default=0.0, help="As if it had waited so many seconds [0].")
-def explain(session: Session, spec: str, age: float) -> None:
+def why(session: Session, spec: str, age: float) -> None:
     """Tell where the function spec in the file SPEC (- for stdin) would go now, and why."""
     value = read_object(spec, "spec")
     conditions = value.setdefault("conditions", {})
@@ -79,7 +80,7 @@ def _print_route(route: dict[str, Any]) -> None:
         ["  PEER", "ID", "ELIGIBLE", "LOAD", "WEIGHT", "CHANCE", "WHY"],
         [
             [
-                f"  {peer['name']}",
+                f"  {peer.get('petname') or peer['name']}",
                 short(peer["id"]),
                 peer["eligible"],
                 f"{peer['load']:.2f}" if peer["eligible"] else "",
@@ -103,5 +104,5 @@ def _outcome(reply: dict[str, Any]) -> str:
     return f"goes to {chances or 'nobody'}: {reply['why']}"
 
 
-for _command in (ls, explain):
-    routes.add_command(_command)
+for _command in (ls, why):
+    route.add_command(_command)

@@ -18,7 +18,7 @@ attribute = colony_group(
     "attribute",
     "Keys and values that belong to a process.",
     "colony attribute add 3fa2b1c09d7e frames 24 --as camera-1",
-    "colony attribute get 9c0f…",
+    "colony attribute show 9c0f…",
 )
 
 
@@ -51,9 +51,9 @@ def add(
     print_done(session, added, added["attributeid"])
 
 
-@colony_command("get", "colony attribute get 9c0f…")
+@colony_command("show", "colony attribute show 9c0f…")
 @click.argument("attributeid")
-def get(session: Session, attributeid: str) -> None:
+def show(session: Session, attributeid: str) -> None:
     """Show one attribute by its full id; `colony process show --json` lists a process's."""
     row: dict[str, Any] = session.call("getattributemsg", {"attributeid": attributeid})
     kind = row.get("attributetype")
@@ -70,5 +70,5 @@ def get(session: Session, attributeid: str) -> None:
     )
 
 
-for _command in (add, get):
+for _command in (add, show):
     attribute.add_command(_command)

@@ -28,7 +28,8 @@ channel = colony_group(
     "Messages between who submitted a process and who runs it. Channels are named in the spec: "
     "`colony run --channel NAME`.",
     "colony channel send 3fa2b1c09d7e chat 'a little to the left'",
-    "colony channel follow 3fa2b1c09d7e chat",
+    "colony channel read 3fa2b1c09d7e chat --follow",
+    aliases={"follow": ("read", "--follow")},
 )
 
 
@@ -82,9 +83,20 @@ def send(
     print_done(session, {"processid": full, "name": name, "sequence": number}, str(number))
 
 
-def _read(
+@colony_command(
+    "read",
+    "colony channel read 3fa2b1c09d7e chat --after 10",
+    "colony channel read 3fa2b1c09d7e chat --follow",
+)
+@click.argument("processid")
+@click.argument("name")
+@as_executor
+@click.option("--after", type=click.IntRange(0), default=0, help="Skip so many messages.")
+@click.option("--follow", is_flag=True, help="Go on until one side ends or the process does.")
+def read(
     session: Session, processid: str, name: str, executor: str | None, after: int, follow: bool
 ) -> None:
+    """Print the messages of a channel, one per line; with --json their numbers and senders."""
     from cli.core.lookup import full_id
 
     key = session.signer(executor)
@@ -124,25 +136,5 @@ def _read(
         raise Failure("the other side reports an error", code=FAILED)
 
 
-@colony_command("read", "colony channel read 3fa2b1c09d7e chat --after 10")
-@click.argument("processid")
-@click.argument("name")
-@as_executor
-@click.option("--after", type=click.IntRange(0), default=0, help="Skip so many messages.")
-def read(session: Session, processid: str, name: str, executor: str | None, after: int) -> None:
-    """Print the messages of a channel, one per line; with --json their numbers and senders."""
-    _read(session, processid, name, executor, after, follow=False)
-
-
-@colony_command("follow", "colony channel follow 3fa2b1c09d7e chat")
-@click.argument("processid")
-@click.argument("name")
-@as_executor
-@click.option("--after", type=click.IntRange(0), default=0, help="Skip so many messages.")
-def follow(session: Session, processid: str, name: str, executor: str | None, after: int) -> None:
-    """Print messages as they come, until one side ends or the process does."""
-    _read(session, processid, name, executor, after, follow=True)
-
-
-for _command in (send, read, follow):
+for _command in (send, read):
     channel.add_command(_command)

@@ -1,6 +1,6 @@
 """`colony log`: what executors logged, about processes and about themselves.
 
-`colony process logs` and `colony blueprint log` read through here, too.
+`colony process logs` and `colony blueprint logs` read through here, too.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 import click
 import trio
 
-from cli.core.client import Signed
 from cli.core.errors import USAGE, Failure
 from cli.core.inputs import since as moment
 from cli.core.output import print_done, print_json, print_table, short
 from cli.core.session import Session, as_executor, colony_command, colony_group
 from cli.core.terminal import json_text, print_line, print_result
+from colonyd.rpc import Signed
 
 PAGE = 500  # the most log lines one call returns
 _POLL = 1.0  # seconds between two looks when following
@@ -26,7 +26,7 @@ _CLOSED = 2
 log = colony_group(
     "log",
     "What executors logged, about processes and about themselves.",
-    "colony log get -p 3fa2b1c09d7e --follow",
+    "colony log show -p 3fa2b1c09d7e --follow",
     "colony log search 'no space' --days 7",
 )
 
@@ -70,9 +70,9 @@ def as_json_line(line: Line) -> None:
 
 
 @colony_command(
-    "get",
-    "colony log get -p 3fa2b1c09d7e --follow",
-    "colony log get -e camera-1 --since 2h",
+    "show",
+    "colony log show -p 3fa2b1c09d7e --follow",
+    "colony log show -e camera-1 --since 2h",
 )
 @click.option("--process", "-p", "processid", default=None, help="Of this process.")
 @click.option("--executor", "-e", "executorname", default=None, help="Of this executor.")
@@ -81,7 +81,7 @@ def as_json_line(line: Line) -> None:
 @click.option("--latest/--first", default=True, help="The last lines (default), or the first.")
 @click.option("--follow", "-f", is_flag=True, help="Go on: to the process's end, or for ever.")
 @click.option("--time", "-t", "times", is_flag=True, help="With time and executor.")
-def get(
+def show_(
     session: Session,
     processid: str | None,
     executorname: str | None,
@@ -202,5 +202,5 @@ def search(session: Session, text: str, days: int, count: int, in_full: bool, se
     )
 
 
-for _command in (get, add, search):
+for _command in (show_, add, search):
     log.add_command(_command)

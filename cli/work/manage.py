@@ -20,13 +20,12 @@ from cli.core.output import (
     state_name,
     when,
 )
-from cli.core.session import Session, as_executor, colony_command, confirm
+from cli.core.session import Session, as_executor, colony_command
 from cli.core.terminal import print_line
 from cli.work.process import process, process_fields
+from cli.work.removal import removal_options, removed_all
 from cli.work.resolve import resolve
 from cli.work.run import argument, called
-
-_REMOVABLE = ("waiting", "successful", "failed", "cancelled")
 
 
 @colony_command("assign", "colony process assign --as camera-1 --timeout 60")
@@ -72,49 +71,44 @@ def fail(session: Session, processid: str, errors: tuple[str, ...], executor: st
     _end(session, executor, processid, "failed", {"errors": list(errors)})
 
 
-@colony_command("output", "colony process output 3fa2b1c09d7e --as camera-1 half")
+@colony_command("set-output", "colony process set-output 3fa2b1c09d7e --as camera-1 half")
 @click.argument("processid")
 @click.argument("out", nargs=-1, required=True)
 @as_executor
-def output(session: Session, processid: str, out: tuple[str, ...], executor: str | None) -> None:
+def set_output(
+    session: Session, processid: str, out: tuple[str, ...], executor: str | None
+) -> None:
     """Set the OUTputs of a process that goes on running, as its executor."""
     key, fields = session.signer(executor), {"out": list(out)}
     full = call_about(session, key, processid, "setoutputmsg", fields)
     print_done(session, {"processid": full, "out": list(out)}, f"set the output of {full}")
 
 
-@colony_command("rm", "colony process rm 3fa2b1c09d7e")
-@click.argument("processid")
-def rm(session: Session, processid: str) -> None:
-    """Remove a process that doesn't run and is in no workflow."""
-    key = session.member_key()
-    full = call_about(session, key, processid, "removeprocessmsg", {"all": False})
-    print_done(session, {"processid": full, "removed": True}, f"removed {full}")
+@colony_command(
+    "rm", "colony process rm 3fa2b1c09d7e", "colony process rm --all --state successful --yes"
+)
+@click.argument("processid", required=False)
+@removal_options
+def rm(session: Session, processid: str | None, **given: Any) -> None:
+    """Remove a process that doesn't run and is in no workflow; or, as the owner, --all.
 
-
-@colony_command("rm-all", "colony process rm-all --state successful --yes")
-@click.option("--state", type=click.Choice(_REMOVABLE), default=None, help="Only this state.")
-@click.option("--yes", is_flag=True, help="Don't ask.")
-def rm_all(session: Session, state: str | None, yes: bool) -> None:
-    """Remove all processes of one state, or of every state, as the colony's owner.
-
-    Without --state running ones are cancelled and removed, too. Workflows keep theirs.
+    With --all but without --state running ones are cancelled and removed, too. Workflows keep
+    theirs.
     """
-    colony = session.colony()
-    confirm(yes, f"remove all {state or ''} processes of colony {colony}".replace("  ", " "))
-    fields = {"colonyname": colony, "state": -1 if state is None else STATES.index(state)}
-    session.call("removeallprocessesmsg", fields, owner=True, timeout=600.0)
-    print_done(session, {"removed": state or "all"}, f"removed {state or 'all'} processes")
+    if not removed_all(session, "removeallprocessesmsg", "processes", processid, **given):
+        key, about = session.member_key(), str(processid)
+        full = call_about(session, key, about, "removeprocessmsg", {"all": False})
+        print_done(session, {"processid": full, "removed": True}, f"removed {full}")
 
 
-@colony_command("pause", "colony process pause")
+@colony_command("pause", "colony pause", "colony process pause")
 def pause(session: Session) -> None:
     """Hand out no more work, as the colony's owner; submissions go on."""
     session.call("pauseassignmentsmsg", {"colonyname": session.colony()}, owner=True)
     print_done(session, {"ispaused": True}, f"paused: no work is handed out in {session.colony()}")
 
 
-@colony_command("resume", "colony process resume")
+@colony_command("resume", "colony resume", "colony process resume")
 def resume(session: Session) -> None:
     """Hand out work again, as the colony's owner."""
     session.call("resumeassignmentsmsg", {"colonyname": session.colony()}, owner=True)
@@ -138,11 +132,15 @@ def stats(session: Session) -> None:
     print_value(session, found, list(found.items()))
 
 
-@colony_command("hist", "colony process hist --seconds 3600", "colony process hist --state failed")
+@colony_command(
+    "history",
+    "colony process history --seconds 3600",
+    "colony process history --state failed",
+)
 @click.option("--state", type=click.Choice(STATES), default="successful", show_default=True)
 @click.option("--seconds", type=click.IntRange(1), default=86400, show_default=True)
 @click.option("--executor-id", default="", help="Only of the executor with this id.")
-def hist(session: Session, state: str, seconds: int, executor_id: str) -> None:
+def history(session: Session, state: str, seconds: int, executor_id: str) -> None:
     """List all processes of one state that were submitted in the last so many seconds."""
     fields = {"colonyname": session.colony(), "executorid": executor_id, "seconds": seconds}
     fields["state"] = STATES.index(state)
@@ -196,7 +194,7 @@ def add_child(
 
 
 for _command in (
-    assign, close, fail, output, rm, rm_all, pause, resume, status, stats, hist, add_child,
+    assign, close, fail, set_output, rm, pause, resume, status, stats, history, add_child,
     resolve,
 ):  # fmt: skip
     process.add_command(_command)

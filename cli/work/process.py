@@ -5,7 +5,6 @@ Submitting is in `cli.work.run`.
 
 from __future__ import annotations
 
-import shlex
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -13,26 +12,30 @@ from typing import Any
 import click
 import trio
 
-from cli.core.client import RpcError
-from cli.core.errors import TIMEOUT, USAGE, Failure
-from cli.core.lookup import _PAGE, _POLL_MOST, SUCCESSFUL, call_about, explain_end, full_id, newest
+from cli.core.errors import USAGE, Failure
+from cli.core.lookup import _PAGE, _POLL_MOST, SUCCESSFUL, call_about, explain_end, full_id
 from cli.core.output import (
     STATES,
     ago,
     cell_text,
     name_text,
     output_lines,
-    parse_time,
+    print_done,
     print_fields,
     print_json,
-    print_table,
+    print_lines,
     short,
     state_name,
 )
 from cli.core.session import Session, colony_command, colony_group, finish
 from cli.core.terminal import print_line, print_note, print_result
 from cli.work import log as log_lines
-from node.model.errors import Denied, Invalid, NotFound
+from cli.work.removal import OLD_WORDS
+from colonyd.errors import Denied, Invalid, NotFound
+from colonyd.replies import newest, parse_time
+from colonyd.rpc import RpcError
+
+_CALL = 48  # cells of a function with its arguments in a listing
 
 process = colony_group(
     "process",
@@ -40,6 +43,7 @@ process = colony_group(
     "An id may be cut to its first characters.",
     "colony process ls --state running",
     "colony process show 3fa2b1c09d7e",
+    aliases={"hist": "history", "output": "set-output", **OLD_WORDS},
 )
 
 
@@ -89,21 +93,20 @@ def ls(
     if session.as_json:
         print_json(rows)
         return
-    print_table(
-        ["ID", "FUNCTION", "STATE", "SUBMITTED", "BY", "TYPE", "COLONY"],
-        [_row(row) for row in rows],
-        "no processes",
-    )
+    columns = ["ID", "FUNCTION", "STATE", "SUBMITTED", "BY", "TYPE", "COLONY"]
+    print_lines(columns, [_row(row) for row in rows], "no processes")
 
 
 def _row(row: dict[str, Any]) -> list[object]:
+    from cli.core.layout import cut, one_line
+
     spec = row.get("spec") or {}
     conditions = spec.get("conditions") or {}
     arguments = ", ".join(cell_text(value) for value in spec.get("args") or [])
     call = f"{spec.get('funcname')}({arguments})"
     return [
         short(row["processid"]),
-        call if len(call) <= 48 else call[:47] + "…",
+        cut(one_line(call), _CALL),
         state_name(row.get("state")),
         ago(parse_time(row.get("submissiontime"))),
         name_text(row.get("initiatorname")),
@@ -262,29 +265,46 @@ def origin_fields(asked: list[dict[str, Any]]) -> list[tuple[str, object]]:
 @click.option("--timeout", type=float, default=None, help="Seconds to wait [no limit].")
 def wait(session: Session, processid: str, timeout: float | None) -> None:
     """Wait for a process, print its output; exit 0 if successful, 1 if failed or cancelled."""
-    from cli.work.waiting import wait_told
+    from cli.work.waiting import unfinished, wait_told
 
     key = session.member_key()
 
     async def work() -> dict[str, Any]:
         async with session.signed(key) as client:
             full = await full_id(session, client, processid)
-            return await wait_told(client, full, timeout)
+            return await wait_told(session, client, full, timeout)
 
     try:
         found = session.run(work)
-    except TimeoutError:
-        raise Failure(
-            f"process {processid} is not finished after {timeout:g} s",
-            code=TIMEOUT,
-            next_step=f"`colony process show {shlex.quote(processid)}`",
-        ) from None
+    except TimeoutError as error:
+        what = f"process {processid} is not finished after {timeout:g} s"
+        raise unfinished(what, processid, error) from None
     if session.as_json:
         print_json(found)
     else:
         for line in output_lines(found.get("out")):
             print_result(line)
     finish(explain_end(found))
+
+
+@colony_command("why", "colony process why 3fa2b1c09d7e")
+@click.argument("processid")
+def why(session: Session, processid: str) -> None:
+    """Tell what a process waits for: who could take it, what comes before it, what hinders it."""
+    from msgspec import to_builtins
+
+    from cli.work.waiting import why_waiting, words
+    from cli.work.why import Why
+
+    key = session.member_key()
+
+    async def work() -> tuple[str, Why]:
+        async with session.signed(key) as client:
+            full = await full_id(session, client, processid)
+            return full, await why_waiting(session, client, full)
+
+    full, reason = session.run(work)
+    print_done(session, {"processid": full, **to_builtins(reason)}, words(full, reason))
 
 
 @colony_command("cancel", "colony process cancel 3fa2b1c09d7e")
@@ -324,5 +344,5 @@ def logs(session: Session, processid: str, follow: bool) -> None:
         print_json(kept)
 
 
-for _command in (ls, show, wait, cancel, logs):
+for _command in (ls, show, wait, why, cancel, logs):
     process.add_command(_command)

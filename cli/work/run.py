@@ -14,15 +14,16 @@ from typing import Any
 import click
 import trio
 
-from cli.core.client import RpcError, Signed, Unreachable
-from cli.core.errors import TIMEOUT, USAGE, Failure
+from cli.core.errors import USAGE, Failure
 from cli.core.inputs import read_object, refuse_unknown
 from cli.core.lookup import explain_end
 from cli.core.output import output_lines, print_json
 from cli.core.session import Session, colony_command, finish
-from cli.core.terminal import print_line, print_note, print_result
+from cli.core.terminal import print_error, print_line, print_result
+from cli.core.words import spelled
 from cli.work.log import drain
-from cli.work.waiting import wait_told
+from cli.work.waiting import unfinished, wait_told
+from colonyd.rpc import RpcError, Signed, Unreachable
 from node.model.types import FunctionSpec
 
 
@@ -64,12 +65,13 @@ def run(session: Session, wait: bool, follow: bool, timeout: float | None, **giv
     wait = wait or follow
     spec = spec_of(session, given)
     key = session.member_key()
+    away = spec["conditions"].get("colonyname") != session.colony()
     submitted: list[str] = []
 
     async def work() -> dict[str, Any]:
         async with session.signed(key) as client:
             process: dict[str, Any] = await client.call(
-                "submitfuncspecmsg", {"spec": spec}, attempts=4
+                "submitfuncspecmsg", {"spec": spec}, _LOOK_UP if away else _HERE, attempts=4
             )
             submitted.append(process["processid"])
             if not wait:
@@ -78,7 +80,7 @@ def run(session: Session, wait: bool, follow: bool, timeout: float | None, **giv
             async with trio.open_nursery() as nursery:
                 if follow:
                     nursery.start_soon(logs.run)
-                ended = await wait_told(client, process["processid"], timeout)
+                ended = await wait_told(session, client, process["processid"], timeout)
                 nursery.cancel_scope.cancel()
             if follow:
                 await logs.look()
@@ -89,11 +91,8 @@ def run(session: Session, wait: bool, follow: bool, timeout: float | None, **giv
     except (TimeoutError, KeyboardInterrupt) as error:
         if not submitted:
             raise
-        raise Failure(
-            f"process {submitted[0]} is not finished",
-            code=TIMEOUT if isinstance(error, TimeoutError) else 1,
-            next_step=f"`colony process wait {submitted[0][:12]}` or `colony process cancel ...`",
-        ) from None
+        what = f"process {submitted[0]} is not finished"
+        raise unfinished(what, submitted[0], error) from None
     if session.as_json:
         print_json(process)
     elif wait:
@@ -117,7 +116,7 @@ class LogFollower:
     def _show(self, line: dict[str, Any]) -> None:
         # Noted for each line: the look may be cancelled between two pages.
         self._since = int(line["timestamp"])
-        print_note(str(line["message"]).rstrip("\n"))
+        print_error(str(line["message"]).rstrip("\n"))
 
     async def look(self) -> None:
         """Print new lines; a daemon that is away, or a peer's colony, has none."""
@@ -171,6 +170,7 @@ def spec_of(session: Session, given: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+# Upstream's names of options.
 _SPELLINGS = {
     "targettype": "executor-type",
     "executortype": "executor-type",
@@ -178,8 +178,7 @@ _SPELLINGS = {
     "maxexectime": "max-exec",
     "maxretries": "max-retries",
 }
-# Upstream's names of options, hidden from help.
-run.context_settings["token_normalize_func"] = lambda name: _SPELLINGS.get(name, name)
+spelled(run, _SPELLINGS)
 
 
 def called(name: str) -> click.Command:
@@ -190,6 +189,7 @@ def called(name: str) -> click.Command:
     return command
 
 
+_HERE, _LOOK_UP = 10.0, 30.0  # seconds for an answer; an unknown colony is looked up before
 _MERGED = {"funcname", "args", "kwargs", "conditions", "env"}
 _LIMITS = {
     "max_wait": "maxwaittime",

@@ -10,7 +10,6 @@ from typing import Any
 import click
 import trio
 
-from cli.core.client import Signed, Unreachable
 from cli.core.errors import FAILED, TIMEOUT, Failure
 from cli.core.inputs import pick, workflow_spec
 from cli.core.output import (
@@ -18,7 +17,6 @@ from cli.core.output import (
     ago,
     name_text,
     output_lines,
-    parse_time,
     print_done,
     print_fields,
     print_json,
@@ -28,23 +26,26 @@ from cli.core.output import (
     state_name,
     when,
 )
-from cli.core.session import Session, colony_command, colony_group, confirm
+from cli.core.session import Session, colony_command, colony_group
 from cli.core.terminal import print_line, print_result
 from cli.work.graph import leaves, progress, tree
+from cli.work.removal import OLD_WORDS, removal_options, removed_all
+from colonyd.replies import parse_time
+from colonyd.rpc import Signed, Unreachable
 
 _PAGE = 100  # the most graphs one call returns
 _AT_ONCE = 16  # processes asked for at a time
 _MOST_NODES = 500  # processes of a graph that `show` asks for
 _POLL_FIRST, _POLL_MOST = 0.05, 1.0  # seconds
 _SUCCESSFUL = 2
-_REMOVABLE = ("waiting", "successful", "failed", "cancelled")
 
 workflow = colony_group(
     "workflow",
     "Submit, show, await and end workflows: graphs of functions. "
     "An id may be cut to its first characters.",
-    "colony workflow submit etl.json --wait",
+    "colony workflow run etl.json --wait",
     "colony workflow ls --state running",
+    aliases={"submit": "run", **OLD_WORDS},
 )
 
 
@@ -139,12 +140,12 @@ def _wait(session: Session, text: str, timeout: float | None) -> None:
 
 
 @colony_command(
-    "submit", "colony workflow submit etl.json", "cat etl.json | colony workflow submit - --wait"
+    "run", "colony workflow run etl.json", "cat etl.json | colony workflow run - --wait"
 )
 @click.argument("file")
 @click.option("--wait", is_flag=True, help="Wait and print the outputs of the last nodes.")
 @click.option("--timeout", type=float, default=None, help="Seconds to wait [no limit].")
-def submit(session: Session, file: str, wait: bool, timeout: float | None) -> None:
+def run(session: Session, file: str, wait: bool, timeout: float | None) -> None:
     """Submit the workflow in FILE (JSON; - reads stdin) and print its id.
 
     \b
@@ -260,24 +261,16 @@ def cancel(session: Session, workflowid: str) -> None:
     _change(session, "cancelprocessgraphmsg", workflowid, "cancelled")
 
 
-@colony_command("rm", "colony workflow rm 3fa2b1c09d7e")
-@click.argument("workflowid")
-def rm(session: Session, workflowid: str) -> None:
-    """Remove a workflow and its processes; it must not run."""
-    _change(session, "removeprocessgraphmsg", workflowid, "removed", {"all": False})
+@colony_command(
+    "rm", "colony workflow rm 3fa2b1c09d7e", "colony workflow rm --all --state failed --yes"
+)
+@click.argument("workflowid", required=False)
+@removal_options
+def rm(session: Session, workflowid: str | None, **given: Any) -> None:
+    """Remove a workflow and its processes; it must not run. --all needs the owner's key."""
+    if not removed_all(session, "removeallprocessgraphsmsg", "workflows", workflowid, **given):
+        _change(session, "removeprocessgraphmsg", str(workflowid), "removed", {"all": False})
 
 
-@colony_command("rm-all", "colony workflow rm-all --state failed --yes")
-@click.option("--state", type=click.Choice(_REMOVABLE), default=None, help="Only this state.")
-@click.option("--yes", is_flag=True, help="Don't ask.")
-def rm_all(session: Session, state: str | None, yes: bool) -> None:
-    """Remove all workflows of one state, or of every state, as the colony's owner."""
-    colony = session.colony()
-    confirm(yes, f"remove all {state or ''} workflows of colony {colony}".replace("  ", " "))
-    fields = {"colonyname": colony, "state": -1 if state is None else STATES.index(state)}
-    session.call("removeallprocessgraphsmsg", fields, owner=True, timeout=600.0)
-    print_done(session, {"removed": state or "all"}, f"removed {state or 'all'} workflows")
-
-
-for _command in (submit, wait, ls, show, cancel, rm, rm_all):
+for _command in (run, wait, ls, show, cancel, rm):
     workflow.add_command(_command)

@@ -11,41 +11,29 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import trio
 
-from node.model.errors import RpcError
+from colonyd.errors import RpcError
+from colonyd.worker.handler import MOST_JSON, Ending
 from node.rpc.calls import MAX_TOKENS
 from node.rpc.incremental import parse
 
 MOST_OUTPUT = 8_000_000  # bytes of stdout
-_MOST_JSON = 12_000_000  # bytes of an output as JSON: with base64 it fits into rpc.max_body, 16 MiB
 _MOST_VARIABLE = 131_072  # bytes of NAME=VALUE and a NUL: Linux' MAX_ARG_STRLEN
 _AROUND = 100  # tokens of a closing message that are not the output's
-_STDERR_KEPT = 4_000  # bytes: the tail of stderr that goes into the process's errors
+STDERR_KEPT = 4_000  # bytes: the tail of stderr that goes into the process's errors
 _KILL_AFTER = 3.0  # seconds between SIGTERM and SIGKILL
 # The variables of the worker's environment that a command gets. The rest may hold keys and
 # passwords (COLONIES_PRVKEY, AWS_S3_SECRETKEY), or steer programs (NOTIFY_SOCKET).
 _KEPT_VARIABLES = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR")
 _MOST_DEPTH = 60  # arrays and objects; a daemon takes 64, some of them the message's own
 _DRAIN = 2.0  # seconds for the pipes to end once the command has: a child may hold them open
-
-
-@dataclass(frozen=True)
-class CommandResult:
-    """The end of a command: its output, or the errors to report."""
-
-    out: list[Any]
-    errors: list[str]
-
-    @property
-    def ok(self) -> bool:
-        """Return whether the command succeeded."""
-        return not self.errors
 
 
 def output_of(stdout: bytes) -> list[Any]:
@@ -117,6 +105,7 @@ while read -r sign group; do
     esac
 done
 for group in $groups; do kill -s KILL -- "-$group"; done
+[ $# -eq 0 ] || exec "$@"
 """
 
 
@@ -147,16 +136,20 @@ class Reaper:
 
 
 @contextlib.asynccontextmanager
-async def open_guard() -> AsyncIterator[Reaper]:
-    """Run a reaper for as long as the block takes."""
+async def open_guard(
+    at_end: Sequence[str] = (), environ: Mapping[str, str] | None = None
+) -> AsyncIterator[Reaper]:
+    """Run a reaper for as long as the block takes. It ends with the command `at_end`, if any, in
+    `environ`: that removes what is in no process group.
+    """
     child = await trio.lowlevel.open_process(
-        ["/bin/sh", "-c", _GUARD],
+        ["/bin/sh", "-c", _GUARD, "guard", *at_end],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
         cwd="/",
-        env={},
+        env=dict(environ or {}),
     )
     assert child.stdin is not None
     try:
@@ -183,42 +176,48 @@ class _Pipes:
 
 
 async def run_command(
-    command: str,
+    command: str | Sequence[str],
     args: list[Any],
     environ: Mapping[str, str],
     *,
     most_output: int = MOST_OUTPUT,
     hearing: OutputSink | None = None,
     guard: Reaper | None = None,
-) -> CommandResult:
-    """Run `command` in a shell with `args` as a JSON array on its stdin, and wait for its end.
+    fifo: Path | None = None,
+    why: Callable[[int], Awaitable[str]] | None = None,
+    cwd: Path | None = None,
+) -> Ending:
+    """Run `command` in a shell, or a list of words without one, with `args` as a JSON array on its
+    stdin, and wait for its end.
 
     Its environment is `environ`, and with `hearing` COLONYD_PROGRESS: a file to which it may write
-    lines of progress. It gets a process group of its own; on
-    cancellation the group is terminated, then killed.
+    lines of progress; with `fifo` they come from there and the variable is the caller's. It gets a
+    process group of its own; on cancellation the group is terminated, then killed. `why` may say
+    what a status other than 0 means.
     """
-    reader, writer = os.pipe() if hearing else (-1, -1)
-    if hearing:
+    reader, writer = (-1, -1) if not hearing else _both_ends(fifo) if fifo else os.pipe()
+    if hearing and not fifo:
         environ = {**environ, "COLONYD_PROGRESS": f"/dev/fd/{writer}"}
     try:
         child = await trio.lowlevel.open_process(
             command,
-            shell=True,
+            shell=isinstance(command, str),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
             env=dict(environ),
-            pass_fds=[writer] if hearing else [],
+            pass_fds=[writer] if hearing and not fifo else [],
+            cwd=cwd,
         )
     except (OSError, ValueError) as error:  # ValueError: a NUL byte; E2BIG for a huge environment
         if hearing:
             os.close(reader)
-        return CommandResult(
-            [], [f"the command could not be started: {_not_started(error, environ)}"]
-        )
+        if fifo:
+            os.close(writer)
+        return Ending([], [f"the command could not be started: {_not_started(error, environ)}"])
     finally:
-        if hearing:
+        if hearing and not fifo:
             os.close(writer)
     pipes = _Pipes()
     data = json.dumps(args).encode()
@@ -233,6 +232,9 @@ async def run_command(
             if hearing is not None and progress is not None:
                 nursery.start_soon(_read_progress, progress, hearing)
             await child.wait()
+            if fifo:
+                os.close(writer)  # a FIFO that nobody writes to any more ends
+                writer = -1
             # Background children may keep the pipes open: their output is not awaited for long.
             nursery.cancel_scope.deadline = trio.current_time() + _DRAIN
     finally:
@@ -240,18 +242,22 @@ async def run_command(
         with trio.CancelScope(shield=True):
             if progress is not None:
                 await progress.aclose()
+            if fifo and writer >= 0:
+                os.close(writer)
             if guard is not None:
                 await guard.forget(child.pid)
     if pipes.too_large:
-        return CommandResult([], [f"the command's output is larger than {most_output} bytes"])
-    if child.returncode == 0:
-        out = output_of(pipes.stdout)
-        if len(msgspec.json.encode(out)) > _MOST_JSON:
-            return CommandResult(
-                [], [f"the command's output is larger than {_MOST_JSON} bytes as JSON"]
-            )
-        return CommandResult(out, [])
-    return CommandResult([], _errors(child.returncode, pipes.stderr))
+        return Ending([], [f"the command's output is larger than {most_output} bytes"])
+    ending = ending_of(child.returncode, pipes.stdout, pipes.stderr)
+    if why is not None and child.returncode and (meaning := await why(child.returncode)):
+        return Ending([], [meaning, *ending.errors])
+    return ending
+
+
+def _both_ends(fifo: Path) -> tuple[int, int]:
+    """Open a FIFO for reading, and for writing: so that it has no end between two writers."""
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    return reader, os.open(fifo, os.O_WRONLY | os.O_CLOEXEC)
 
 
 def _not_started(error: Exception, environ: Mapping[str, str]) -> str:
@@ -272,12 +278,21 @@ def _not_started(error: Exception, environ: Mapping[str, str]) -> str:
     return str(error)
 
 
-def _errors(code: int | None, stderr: bytes) -> list[str]:
+def ending_of(code: int | None, stdout: bytes, stderr: bytes) -> Ending:
+    """Return the result of a command that ended with `code`, of a signal the negative number.
+
+    `stderr` is the end of what it wrote there.
+    """
+    if code == 0:
+        out = output_of(stdout)
+        if len(msgspec.json.encode(out)) > MOST_JSON:
+            return Ending([], [f"the command's output is larger than {MOST_JSON} bytes as JSON"])
+        return Ending(out, [])
     how = f"signal {-code}" if code is not None and code < 0 else f"status {code}"
     errors = [f"the command ended with {how}"]
     if tail := stderr.decode("utf-8", "replace").strip():
         errors.append(tail)
-    return errors
+    return Ending([], errors)
 
 
 async def _feed(child: trio.Process, data: bytes) -> None:
@@ -308,7 +323,7 @@ async def _read_stdout(child: trio.Process, pipes: _Pipes, most: int) -> None:
 async def _read_stderr(child: trio.Process, pipes: _Pipes, hearing: OutputSink | None) -> None:
     assert child.stderr is not None
     async for chunk in child.stderr:
-        pipes.stderr = (pipes.stderr + bytes(chunk))[-_STDERR_KEPT:]
+        pipes.stderr = (pipes.stderr + bytes(chunk))[-STDERR_KEPT:]
         if hearing is not None:
             hearing.stderr(bytes(chunk))
 

@@ -12,10 +12,10 @@ import hashlib
 from collections.abc import Sequence
 from typing import TypeVar
 
+from colonyd.errors import Invalid
 from federation.wire.messages import MOST_FILES, Carried
 from node.files.labels import check_name, normalise_label
 from node.files.tickets import CHECKSUM
-from node.model.errors import Invalid
 from node.model.types import Filesystem
 
 ROOT = "/forwarded"

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import msgspec
 
+from colonyd.keys import id_of, verify_es256k
 from federation.forward.path import OriginRequest, keyring, local_id
 from federation.wire.envelope import Kind, Rejected, inspect
 from federation.wire.messages import MAX_HOPS, Outcome, load
-from node.host.keys import id_of, verify_es256k
 from node.model.types import State
 
 

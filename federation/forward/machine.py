@@ -39,6 +39,15 @@ class ForwardState(StrEnum):
     RETURNED = "returned"  # the process is back in the queue of its colony
 
 
+# Those of a forward that is in the outbox.
+OPEN_STATES = (
+    ForwardState.QUEUED,
+    ForwardState.DOUBT,
+    ForwardState.ACCEPTED,
+    ForwardState.CANCELLING,
+)
+
+
 class ForwardEvent(Enum):
     """An event of a forward; the values are the words of the documentation."""
 

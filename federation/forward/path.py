@@ -11,9 +11,9 @@ import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from colonyd.keys import id_of, verify_es256k
 from federation.wire.envelope import MAX_LIFETIME, Kind, Rejected, VerifiedMessage, inspect
 from federation.wire.messages import MAX_HOPS, MOST, Submit, load
-from node.host.keys import id_of, verify_es256k
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,18 @@ class ReceiptRecord(msgspec.Struct, frozen=True):
         return self.kept is None or self.digest == opened.digest
 
 
-async def request_in(client: EtcdClient, home: str, receipt_record: ReceiptRecord) -> OriginRequest:
+class ReceivedProcess(msgspec.Struct, frozen=True):
+    """The part of the record of a received process that its answers need; it never changes."""
+
+    localpid: str
+    attempt: int
+    asked: bytes = b""
+    origin: str = ""
+
+
+async def request_in(
+    client: EtcdClient, home: str, receipt_record: ReceiptRecord | ReceivedProcess
+) -> OriginRequest:
     """Return the request of a received process; an empty one if it is not known.
 
     A record of an earlier release lacks it, but the stored submission has it. Raises EtcdError.

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import msgspec
 
+from colonyd.errors import Invalid
 from federation.wire.envelope import Rejected
 from federation.wire.json import require_bounded
 from federation.wire.messages import Extra, Follow, Line, News
-from node.model.errors import Invalid
 from node.model.numbers import beyond_float
 from node.model.types import Attribute, Log, Process
 

@@ -12,9 +12,10 @@ from typing import Any, Literal
 import msgspec
 import trio
 
+from colonyd.errors import Conflict, RpcError
 from federation.forward import path as relays
 from federation.forward.path import OriginRequest, RelayedRequest, local_id
-from federation.forward.receipt import ReceiptRecord, request_in
+from federation.forward.receipt import ReceiptRecord, ReceivedProcess, request_in
 from federation.inbox.outcomes import OutcomeQueue
 from federation.inbox.tombstones import Tombstones
 from federation.inbox.usage import UsageScan
@@ -35,7 +36,6 @@ from node.etcd.errors import EtcdTooLarge, EtcdTooManyOps
 from node.etcd.pressure import Need
 from node.etcd.txn import Absent, Compare, Get, ModRevision, Put, Txn
 from node.model.codec import pack, unpack
-from node.model.errors import Conflict, RpcError
 from node.model.json import prune
 from node.model.numbers import beyond_float
 from node.model.types import SECOND, FunctionSpec, Process
@@ -97,6 +97,7 @@ class Inbox:
         tombstones = Tombstones(self.context, self.peer_quotas)
         return [
             Endpoint("/v2/submit", Kind.SUBMIT, self.accept, keep=tombstones.keep),
+            Endpoint("/v2/submits", Kind.SUBMITS, None, each="/v2/submit"),
             Endpoint("/v2/cancel", Kind.CANCEL, self.cancel),
             Endpoint("/v2/outcomes", Kind.POLL, self.outcome_queue.outcomes),
         ]
@@ -288,6 +289,10 @@ class Inbox:
             except (EtcdTooLarge, EtcdTooManyOps) as error:
                 raise Refusal(413, "too_large", f"the store refuses it: {error}") from None
             if result.succeeded:
+                received = ReceivedProcess(
+                    process.processid, submit.attempt, request.digest, request.origin
+                )
+                self.outcome_queue.update_publisher.received(opened.issuer, submit.pid, received)
                 self.context.processes.committed_submit(process, result.revision)
                 return receipt_record.receipt, True
             if result.responses[0]:
@@ -346,7 +351,7 @@ class Inbox:
         if relays.is_mine(target, self.context.home, self.context.signer.ids):
             target = self.context.home
         else:
-            peer = self.context.peers.toward(target, asked.ids)
+            peer = self.context.peers.toward(target, asked.ids, asked=True)
         spec.conditions.colonyname = target
         try:
             process = build_process(

@@ -5,6 +5,7 @@ Colonies poll for them (`/v2/outcomes`). `inbox.accept` takes their submissions 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
 
@@ -14,16 +15,15 @@ import trio
 from federation.forward import chain as chains
 from federation.forward.machine import Forward
 from federation.forward.path import OriginRequest
-from federation.forward.receipt import ReceiptRecord, request_in
+from federation.forward.receipt import request_in
 from federation.inbox.updates import UpdatePublisher
 from federation.limits.accounts import PeerQuotas
 from federation.peers.context import Context
-from federation.peers.registry import trusted_revision
+from federation.peers.registry import TRUSTED, trusted_revision
 from federation.wire.envelope import MAX_LIFETIME, Kind, VerifiedMessage, inspect
 from federation.wire.messages import Outcome, Outcomes, Poll, load
 from federation.wire.signer import cti_of
 from federation.wire.sizes import SIZES
-from node.etcd.client import KeyValue
 from node.etcd.txn import Delete, Op, Txn
 from node.model.codec import unpack
 from node.model.types import Process, State
@@ -71,6 +71,7 @@ class OutcomeQueue:
         """Queue the outcome of another colony's process, and wake that colony's poll."""
         pid = process.notify.rpartition("/")[2]
         self.owed.setdefault(process.origin, set()).add(pid)
+        self.update_publisher.ended(process)
         self._wake(process.origin)
 
     def progressed(self, process: Process) -> None:
@@ -108,15 +109,35 @@ class OutcomeQueue:
             now = trio.current_time()
             if found or news or self.draining or now >= until:
                 break
-            with trio.move_on_at(min(until, now + _LOOK)) as quiet:
-                await wakeup.wait()
-            if quiet.cancelled_caught:
-                self.update_publisher.look_again()
+            await self._rest(opened.issuer, poll, wakeup, until)
             # The colony may have been blocked while it waited: then what is owed is kept, but not
             # sent.
             trusted_revision(self.context.peers, opened.issuer)
         answer = Outcomes(list(found.values()), news, cut)
         return self.context.signer.seal(Kind.OUTCOMES, opened.issuer, answer)
+
+    async def _rest(self, issuer: str, poll: Poll, wakeup: trio.Event, until: float) -> None:
+        """Wait until a poll may have an answer: an outcome, or an update that is due."""
+        look = trio.current_time() + _LOOK
+        while True:
+            due = self.update_publisher.due(issuer) if poll.follow is not None else math.inf
+            with trio.move_on_at(min(until, look, due)) as quiet:
+                await wakeup.wait()
+            if quiet.cancelled_caught:
+                if trio.current_time() >= look:
+                    self.update_publisher.look_again()
+                return
+            entry = self.context.peers.get(issuer)
+            if (
+                self.owed.get(issuer)
+                or self.draining
+                or entry is None
+                or entry.peer.state != TRUSTED
+                # Another poll of the colony took the update, perhaps in vain.
+                or self.update_publisher.due(issuer) == math.inf
+            ):
+                return
+            wakeup = self.wakeups.setdefault(issuer, trio.Event())
 
     async def _acknowledge(self, issuer: str, pids: list[str]) -> None:
         if not pids:
@@ -127,38 +148,41 @@ class OutcomeQueue:
 
     async def _owed(self, issuer: str) -> dict[str, bytes]:
         """Return some of the outcomes that a colony has not acknowledged, by its process ids."""
-        prefix = self.context.keys.owed_to(issuer)
-        before = set(self.owed.get(issuer, ()))
-        listing = await self.context.client.range(prefix, limit=_PAGE)
-        if not listing.more:
-            self._correct(issuer, before, {item.key[len(prefix) :] for item in listing.items})
+        owed = await self._some_owed(issuer)
         sealed: dict[str, bytes] = {}
         total = 0
 
-        def make(item: KeyValue) -> Awaitable[bytes]:
-            return self._outcome(issuer, item.key[len(prefix) :], item.value.decode())
+        def make(item: tuple[str, str]) -> Awaitable[bytes]:
+            return self._outcome(issuer, *item)
 
         largest = _PAGE_BYTES  # the first is made alone
-        while len(sealed) < len(listing.items) and total < _PAGE_BYTES:
+        while len(sealed) < len(owed) and total < _PAGE_BYTES:
             # Their reads go together. As many are made as probably fit.
             count = max(1, min(_TOGETHER, (_PAGE_BYTES - total) // largest))
-            part = listing.items[len(sealed) : len(sealed) + count]
+            part = owed[len(sealed) : len(sealed) + count]
             for outcome in await gather(make, part, _TOGETHER):
                 total, largest = total + len(outcome), max(len(outcome), largest if sealed else 1)
                 if sealed and total > _PAGE_BYTES:
                     return sealed
-                sealed[listing.items[len(sealed)].key[len(prefix) :]] = outcome
+                sealed[owed[len(sealed)][0]] = outcome
         return sealed
 
+    async def _some_owed(self, issuer: str) -> list[tuple[str, str]]:
+        """Return some processes whose outcomes are owed: a colony's id of each, and ours."""
+        prefix, before = self.context.keys.owed_to(issuer), set(self.owed.get(issuer, ()))
+        listing = await self.context.client.range(prefix, limit=_PAGE)
+        listed = {item.key[len(prefix) :]: item.value.decode() for item in listing.items}
+        if not listing.more:
+            self._correct(issuer, before, set(listed))
+        return list(listed.items())
+
     async def _outcome(self, issuer: str, pid: str, localpid: str) -> bytes:
-        key = self.context.keys.receipt_record(issuer, pid)
-        found = await self.context.processes.reads.get(key)
-        receipt_record = unpack(found.value, ReceiptRecord) if found else None
         attempt, request = 1, OriginRequest()
-        if receipt_record is not None:
-            attempt = receipt_record.attempt
-            request = await request_in(self.context.client, self.context.home, receipt_record)
-        loaded = await self.context.processes.load(self.context.home, localpid)
+        received = await self.update_publisher.place(issuer, pid, localpid=localpid)
+        if received is not None:
+            attempt = received.attempt
+            request = await request_in(self.context.client, self.context.home, received)
+        loaded = await self.context.processes.ended(self.context.home, localpid)
         now = self.context.clock.seconds
         if loaded is None:
             gone = ["the process was removed before its outcome was fetched"]

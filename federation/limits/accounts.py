@@ -23,9 +23,13 @@ from node.etcd.client import EtcdClient, KeyValue
 
 _PAGE = 500  # keys read at once: the work on them must not delay other tasks
 _AT_ONCE = 128  # messages of one colony that are worked on at a time
-_WAITING = {Kind.POLL: 16, Kind.COLLECT: 96}  # of these kinds, which may wait for long
+_WAITING = {
+    Kind.POLL: 16,
+    Kind.COLLECT: 96,
+    Kind.DIAL: 1,
+}  # of these kinds, which may wait for long
 # Messages a minute, of kinds that are needed rarely and cause much work.
-_RATES = {Kind.HELLO: 120, Kind.CAPABILITIES: 240}
+_RATES = {Kind.HELLO: 120, Kind.CAPABILITIES: 240, Kind.DIAL: 6}
 _CARDS = 12  # newer cards of one colony in a minute
 _FULL_AGAIN = 60  # seconds after which a colony may ask again whether there is room
 _DAY = 86_400.0

@@ -8,15 +8,17 @@ colony.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import msgspec
 import trio
 
+from colonyd.errors import RpcError
 from federation.peers.context import Context
 from federation.peers.introduced import IntroductionIndex
 from federation.peers.owncard import OwnCard
+from federation.peers.petnames import problem_of
 from federation.peers.policy import TokenBucket
 from federation.peers.registry import PENDING, TRUSTED, PeerState
 from federation.transport.connection import PeerConnection
@@ -26,9 +28,9 @@ from federation.wire.card import Card, open_card
 from federation.wire.envelope import Kind, Rejected, VerifiedMessage, inspect
 from federation.wire.messages import DEEPEST, Introduction, Introductions, load
 from federation.wire.refusals import Refusal
+from federation.wire.sizes import SIZES
 from node.etcd.errors import EtcdError
 from node.host.log import get_logger
-from node.model.errors import RpcError
 from node.store.update import update
 from node.tasks.sync import WakeUp, WakeUps
 
@@ -39,25 +41,38 @@ _AGAIN = 600.0  # seconds between two exchanges without a change
 _LEAST = 2.0  # ... and after a change
 _AWAY = 60.0  # seconds until the next try after a failure
 _GONE = 300.0  # ... at a peer that was not reached, unless a probe reaches it first
+_FRAME, _EACH, _NAMED = 1024, 16, 72  # bytes of a message, of an introduction, of a name in it
 _OLD = 3600.0  # ... or that has introductions turned off
 
 log = get_logger("introductions")
 
 
-def chosen(trusted: Iterable[PeerState], to: str, now: float) -> list[Introduction]:
+def chosen(
+    trusted: Iterable[PeerState],
+    to: str,
+    now: float,
+    called: Callable[[str], str] = lambda _: "",
+) -> list[Introduction]:
     """Return the peers to introduce to `to`, most recently seen first. `now` in seconds.
 
-    Without `to` itself, expired cards, and colonies more than `DEEPEST` hops away.
+    Without `to` itself, expired cards, and colonies more than `DEEPEST` hops away. `called` returns
+    the petname of the peer with an id, or ""; those for which the message has no room are left out.
     """
-    found: list[Introduction] = []
+    found: list[tuple[str, Introduction]] = []
     for entry in sorted(trusted, key=lambda entry: (-entry.lastseen, entry.peer.id)):
         hops, card = entry.peer.distance + 1, entry.latest or entry.peer.card
         if entry.peer.id == to or hops > DEEPEST or not card or _expiry(card) <= now:
             continue
-        found.append(Introduction(card, hops))
+        found.append((entry.peer.id, Introduction(card, hops)))
         if len(found) == MOST:
             break
-    return found
+    spare = SIZES[Kind.INTRODUCTIONS].bytes - _FRAME
+    spare -= sum(len(each.card) + _EACH for _, each in found)
+    named = spare // _NAMED  # all, unless nearly all cards are of the largest size
+    return [
+        msgspec.structs.replace(each, called=called(peerid)) if number < named else each
+        for number, (peerid, each) in enumerate(found)
+    ]
 
 
 def _expiry(card: bytes) -> int:
@@ -88,7 +103,7 @@ class Gossip:
     _wakeups: WakeUps = field(default_factory=WakeUps)
     _buckets: dict[str, TokenBucket] = field(default_factory=dict)
     _turns: dict[str, trio.Lock] = field(default_factory=dict)
-    _known: dict[str, int] = field(default_factory=dict)  # hops of trusted peers
+    _known: dict[str, tuple[int, str]] = field(default_factory=dict)  # hops, petnames
     introduced: IntroductionIndex = field(init=False)
 
     def __post_init__(self) -> None:
@@ -98,20 +113,24 @@ class Gossip:
 
     def _message(self, peerid: str) -> Introductions:
         self._count += 1
-        known = chosen(self.context.peers.trusted(), peerid, self.context.clock.seconds)
+        peers = self.context.peers
+        called = peers.petname if peers.petnames.shared else lambda _: ""
+        known = chosen(peers.trusted(), peerid, self.context.clock.seconds, called)
         return Introductions(known, (self.own_card.sequence << 24) + self._count)
 
     def look(self, peerid: str) -> None:
-        """Wake the exchanges with all peers if this peer is trusted anew, or no longer."""
-        entry = self.context.peers.get(peerid)
-        trusted = entry is not None and entry.peer.state == TRUSTED
-        hops = entry.peer.distance if entry is not None and trusted else None
-        if hops == self._known.get(peerid):
+        """Wake the exchanges with all peers if this peer is trusted anew, or no longer, or has
+        another petname.
+        """
+        entry, said = self.context.peers.get(peerid), None
+        if entry is not None and entry.peer.state == TRUSTED:
+            said = entry.peer.distance, self.context.peers.petname(peerid)
+        if said == self._known.get(peerid):
             return
-        if hops is None:
+        if said is None:
             del self._known[peerid]
         else:
-            self._known[peerid] = hops
+            self._known[peerid] = said
         self._wakeups.wake()
 
     # -- introductions by peers ---------------------------------------------------------------
@@ -187,7 +206,8 @@ class Gossip:
         way = gossip.peer.distance if gossip is not None else 0
         for card, each in cards.values():
             hops = way + each.hops
-            entry = await self.introduced.introduce(card, each.card, by, hops)
+            called = "" if problem_of(each.called) else each.called
+            entry = await self.introduced.introduce(card, each.card, by, hops, called)
             if entry is not None and self.mode == "trust":
                 await self._trust(entry, hops)
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hmac
 import secrets
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
 import trio
 
+from colonyd.errors import Conflict, Invalid, NotFound
 from federation.peers.context import Context
 from federation.peers.owncard import OwnCard
 from federation.peers.policy import Policy, TokenBucket
@@ -31,7 +33,6 @@ from node.etcd.batch import read
 from node.etcd.txn import Absent, Delete, ModRevision, Put
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
-from node.model.errors import Conflict, Invalid, NotFound
 
 MOST = 100  # open invitations
 LONGEST = 30 * 86_400  # seconds
@@ -67,10 +68,17 @@ class RedeemedInvitation(msgspec.Struct, frozen=True):
 
 @dataclass
 class Invitations:
-    """The invitations of the home colony."""
+    """The invitations of the home colony. `changed` is called when one is made, ended or redeemed.
+
+    Where the colony is found by its id (`wide`), an invitation needs no address. It has none of
+    ours while `hidden`, since nobody can connect to them.
+    """
 
     context: Context
     own_card: OwnCard
+    wide: bool = False
+    hidden: Callable[[], bool] = lambda: False
+    changed: Callable[[], None] = lambda: None
     _seed: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
     _all: TokenBucket = field(default_factory=TokenBucket)
     _each: OrderedDict[str, TokenBucket] = field(default_factory=OrderedDict)
@@ -90,11 +98,11 @@ class Invitations:
             # Not compared with our own addresses: these are where we are.
             if why := cannot_be(each):
                 raise Invalid(f"addresses: {each[:80]!r} {why}")
-        places = addresses or self.own_card.endpoints
-        if not places:
+        places = addresses or ([] if self.hidden() else self.own_card.endpoints)
+        if not places and not self.wide:
             raise Invalid("addresses: none is known; give one at which the other side reaches this")
         if await self.context.client.count(self.context.keys.invitations) >= MOST:
-            raise Conflict(f"{MOST} invitations are open; revoke some: colony peers invite ls")
+            raise Conflict(f"{MOST} invitations are open; revoke some: colony peer invite ls")
         secret, now = secrets.token_bytes(tokens.SECRET_BYTES), self.context.clock.seconds
         token = Token(
             self.context.signer.key.id,
@@ -112,6 +120,7 @@ class Invitations:
             self.context.keys.invitation(tokens.name_of(secret)), pack(kept)
         )
         self._known[tokens.name_of(secret)] = (kept.key, TokenBucket())
+        self.changed()
         log.info("invited", invitation=tokens.name_of(secret), expires=token.expires)
         return token
 
@@ -130,26 +139,34 @@ class Invitations:
             raise Invalid(f"invitation: {text!r} may be {', '.join(found[:5])}; give more of it")
         await self.context.client.delete(self.context.keys.invitation(found[0]))
         self._known.pop(found[0], None)
+        self.changed()
         log.info("invitation revoked", invitation=found[0])
         return found[0]
+
+    def names(self) -> list[str]:
+        """Return the names of the invitations that are open, or were redeemed lately."""
+        return list(self._known)
 
     async def load(self) -> None:
         """Read the invitations in the store, of which another daemon may have made some.
 
         Raises EtcdError.
         """
-        listed = {name: kept.key for name, kept in await self.open()}
+        opened = {name: kept.key for name, kept in await self.open()}
         items, _ = await self.context.client.range_all(self.context.keys.used_invitations)
         start = len(self.context.keys.used_invitations)
         used = sorted(
             ((unpack(item.value, RedeemedInvitation), item.key) for item in items), key=_ending
         )
-        listed |= {key[start:]: each.key for each, key in used[-_KNOWN:]}
+        # The open ones last: a mailbox is told the last ones.
+        listed = {key[start:]: each.key for each, key in used[-_KNOWN:]} | opened
         before = self._known
         self._known = {
             name: (key, before[name][1] if name in before else TokenBucket())
             for name, key in listed.items()
         }
+        if before.keys() != self._known.keys():
+            self.changed()
 
     async def sweep(self) -> None:
         """Delete expired invitations."""
@@ -247,7 +264,7 @@ class Invitations:
                 403,
                 "join_refused",
                 "no open invitation fits this token: it was used, was revoked, or is another "
-                "colony's; ask for a new one (there: colony peers invite)",
+                "colony's; ask for a new one (there: colony peer invite)",
             )
         if kept.expires < self.context.clock.seconds:
             raise Refusal(403, "join_expired", "the invitation has expired; ask for a new one")

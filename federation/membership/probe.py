@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import trio
 
+from colonyd.errors import RpcError
 from federation.forward import machine
 from federation.membership.rotation import Rotation
 from federation.outbox.outbox import Outbox
@@ -25,7 +26,6 @@ from federation.wire.envelope import Kind, Rejected, VerifiedMessage
 from federation.wire.messages import Hello, load
 from node.etcd.errors import EtcdError
 from node.host.log import get_logger
-from node.model.errors import RpcError
 from node.tasks.sync import WakeUps
 
 _PROBE = 30.0  # seconds between hellos
@@ -37,9 +37,17 @@ _EXPECTED = (TransportError, EtcdError, RpcError, Rejected)
 log = get_logger("federation")
 
 
+def _nothing() -> int:
+    """Return the offer of a colony that is no mailbox."""
+    return 0
+
+
 @dataclass
 class Prober:
-    """Sends hellos over `connections`, by peer's id. `probes` wake the probe of one peer or all."""
+    """Sends hellos over `connections`, by peer's id. `probes` wake the probe of one peer or all.
+
+    `offer` returns what we offer as a mailbox, see `Hello`.
+    """
 
     context: Context
     outbox: Outbox
@@ -47,6 +55,7 @@ class Prober:
     rotation: Rotation
     probes: WakeUps
     connections: Mapping[str, PeerConnection]
+    offer: Callable[[], int] = field(default_factory=lambda: _nothing, init=False)
     _slots: trio.CapacityLimiter = field(
         default_factory=lambda: trio.CapacityLimiter(_AT_ONCE), init=False
     )
@@ -69,9 +78,16 @@ class Prober:
     async def answer(self, opened: VerifiedMessage, data: bytes) -> bytes:
         """Return our hello to a trusted peer's. Raises Rejected (malformed)."""
         self.greeted(opened.issuer)
-        nonce, clock = load(opened.payload, Hello).nonce, self.context.clock
+        theirs, clock = load(opened.payload, Hello), self.context.clock
+        if (entry := self.context.peers.get(opened.issuer)) is not None:
+            entry.mailbox = theirs.mailbox
         hello = Hello(
-            self.own_card.card(), nonce, clock.seconds, clock.latest, self.rotation.successors()
+            self.own_card.card(),
+            theirs.nonce,
+            clock.seconds,
+            clock.latest,
+            self.rotation.successors(),
+            self.offer(),
         )
         return self.context.signer.seal(Kind.HELLO, opened.issuer, hello)
 
@@ -83,6 +99,7 @@ class Prober:
             self.own_card.card(),
             secrets.token_bytes(16),
             successors=self.rotation.successors(),
+            mailbox=self.offer(),
         )
         try:
             hello = await connection.greet(message)
@@ -93,13 +110,14 @@ class Prober:
             begin = trio.current_time()
             hello = await connection.greet(message)
         took = trio.current_time() - begin
+        connection.entry.mailbox = hello.mailbox
         card = open_card(
             hello.card, self.context.clock.seconds, high_water=self.context.clock.floor
         )
         if card.id == connection.wire and card.sequence > connection.entry.peer.sequence:
             await self.context.peers.learn(card, hello.card, near=False)
         elif card.id == connection.wire and card.sequence == connection.entry.peer.sequence:
-            connection.entry.latest = hello.card
+            connection.entry.keep(card, hello.card)
         return took
 
     async def probe_forever(self, connection: PeerConnection) -> None:

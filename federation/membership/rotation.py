@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from colonyd.errors import Conflict, NotFound
 from federation.peers.context import Context
 from federation.peers.owncard import OwnCard
 from federation.wire.messages import Successor
@@ -18,7 +19,6 @@ from node.host.home import Home
 from node.host.log import get_logger
 from node.members.service import Members
 from node.model.codec import pack, unpack
-from node.model.errors import Conflict, NotFound
 from node.model.types import Colony
 from node.store import keys as node_keys
 from node.tasks.sync import WakeUps

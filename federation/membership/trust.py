@@ -8,12 +8,12 @@ from typing import Protocol
 
 import trio
 
+from colonyd.errors import Conflict
 from federation.outbox.revoke import Revocation
 from federation.peers.context import Context
 from federation.peers.policy import Policy
 from federation.peers.registry import BLOCKED, PeerState
 from federation.transport.errors import TransportError
-from node.model.errors import Conflict
 from node.processes.assignment import Assigner
 
 PATIENCE = 3.0  # seconds that the caller of a block waits for the revocation
@@ -60,6 +60,10 @@ class TrustAdmin:
         entry = await self.context.peers.set_policy(self.context.peers.find(text).peer.id, policy)
         self.assigner.wake_all()
         return entry
+
+    async def forget(self, text: str) -> PeerState:
+        """Forget a colony that is not trusted, and the block of one. Raises NotFound, Conflict."""
+        return await self.context.peers.forget(text)
 
     async def block(self, text: str) -> PeerState:
         """Block a colony, and end all forwards to it and processes from it. Raises NotFound.

@@ -18,10 +18,22 @@ _AGAIN = 60.0  # ... of one that showed a card
 
 
 class AddressCandidate(msgspec.Struct, frozen=True):
-    """An announced address of the colony `id`. Nothing of it is proven."""
+    """An announced address of the colony `id`. Nothing of it is proven.
+
+    `sought`: we asked for the colony, and the card of another one there means nothing.
+    """
 
     id: str
     address: str  # "host:port", "[v6%scope]:port"
+    sought: bool = False
+
+    @property
+    def place(self) -> str:
+        """Return what counts as one try: the address; for a sought colony, at its address.
+
+        A mailbox at one address may have the cards of many, and of one that we seek none.
+        """
+        return f"{self.id}@{self.address}" if self.sought else self.address
 
 
 @dataclass
@@ -36,10 +48,10 @@ class _ProbedAddress:
 class CandidateQueue:
     """Announced addresses, and when to try which. Times are seconds of a steady clock.
 
-    A try costs a connection, so addresses count: a thousand ids at one address are one try, and the
-    card there has the real id. Hosts take turns, the one heard last first, with one try each at a
-    time. So neither many ports nor many ids of one host keep others waiting, and after a flood the
-    next true announcement is tried at once.
+    A try costs a connection, so addresses count: a thousand announced ids at one address are one
+    try, and the card there has the real id. Hosts take turns, the one heard last first, with one
+    try each at a time. So neither many ports nor many ids of one host keep others waiting, and
+    after a flood the next true announcement is tried at once.
     """
 
     most_hosts: int = 128
@@ -67,7 +79,7 @@ class CandidateQueue:
 
     def offer(self, candidate: AddressCandidate, now: float) -> bool:
         """Return whether an address was added; False if it was tried lately, or waits already."""
-        tried = self._tried.get(candidate.address)
+        tried = self._tried.get(candidate.place)
         if tried is not None and now < tried.due:
             return False
         host = source_of(host_of(candidate.address))
@@ -78,12 +90,12 @@ class CandidateQueue:
                 self.dropped += len(lost)
             mine = self._waiting[host] = OrderedDict()
         self._waiting.move_to_end(host)
-        if candidate.address in mine:
+        if candidate.place in mine:
             return False
         if len(mine) >= self.most_each:
             mine.popitem(last=False)
             self.dropped += 1
-        mine[candidate.address] = candidate
+        mine[candidate.place] = candidate
         return True
 
     def take(self, now: float) -> AddressCandidate | None:
@@ -114,10 +126,10 @@ class CandidateQueue:
     def done(self, candidate: AddressCandidate, now: float, *, ok: bool) -> None:
         """End a try; `ok` is whether there was a valid card."""
         self._busy.discard(source_of(host_of(candidate.address)))
-        before = self._tried.pop(candidate.address, None)
+        before = self._tried.pop(candidate.place, None)
         failures = 0 if ok else (before.failures if before else 0) + 1
         pause = _AGAIN if ok else min(_BACKOFF[1], _BACKOFF[0] * 2.0 ** (failures - 1))
-        self._tried[candidate.address] = _ProbedAddress(now + pause, failures)
+        self._tried[candidate.place] = _ProbedAddress(now + pause, failures)
         while len(self._tried) > self.most_tried:
             self._tried.popitem(last=False)
 
@@ -129,5 +141,6 @@ class CandidateQueue:
         if self._allowance < 0:
             self._allowance, self._counted = self.burst, now
         passed = max(0.0, now - self._counted)
-        self._allowance = min(self.burst, self._allowance + passed * self.rate)
+        # Rounded: after `wait` seconds it is 1.0, and not a little less.
+        self._allowance = min(self.burst, round(self._allowance + passed * self.rate, 9))
         self._counted = now

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from colonyd.errors import RpcError
 from federation.forward import channels as words
 from federation.forward import machine
 from federation.outbox.outbox import Outbox
@@ -23,7 +24,6 @@ from federation.wire.envelope import Kind, Rejected
 from federation.wire.messages import Heard, Say, load
 from node.etcd.errors import EtcdError
 from node.host.log import get_logger
-from node.model.errors import RpcError
 from node.model.types import Process, State
 from node.tasks.sync import WakeUps
 

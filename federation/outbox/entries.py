@@ -76,6 +76,7 @@ class OutboxEntries(dict[str, OutboxEntry]):
         self._numbers = count(1)
         self._peers: dict[str, _OfPeer] = {}
         self._origins = Counter[str]()
+        self._states = Counter[ForwardState]()
         self._deadlines: SortedDict[tuple[int, int], OutboxEntry] = SortedDict()
 
     # -- changes -------------------------------------------------------------------------------
@@ -123,6 +124,7 @@ class OutboxEntries(dict[str, OutboxEntry]):
         elif entry.to_send:
             there.ready[number] = entry
         self._origins[forward.origin] += 1
+        self._states[forward.state] += 1
         self._deadlines[machine.next_deadline(forward), number] = entry
 
     def take_out(self, entry: OutboxEntry) -> None:
@@ -139,6 +141,7 @@ class OutboxEntries(dict[str, OutboxEntry]):
         self.busy -= entry.busy
         if not there.entries:
             del self._peers[forward.peer]
+        self._states[forward.state] -= 1
         self._origins[forward.origin] -= 1
         if not self._origins[forward.origin]:
             del self._origins[forward.origin]
@@ -168,6 +171,10 @@ class OutboxEntries(dict[str, OutboxEntry]):
     def busy_of(self, peerid: str) -> int:
         """Return how many messages to a peer are under way."""
         return self._of(peerid).busy
+
+    def count_in(self, state: ForwardState) -> int:
+        """Return how many entries are in a state."""
+        return self._states[state]
 
     def relayed(self, origin: str) -> int:
         """Return how many entries belong to processes of another colony."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from colonyd.keys import id_of
 from federation.forward import chain as chains
 from federation.forward import path as relays
 from federation.forward.machine import Forward
@@ -21,7 +22,6 @@ from federation.peers.registry import Peers
 from federation.wire.envelope import Rejected, inspect
 from federation.wire.messages import Outcome
 from node.etcd.txn import Get, Txn
-from node.host.keys import id_of
 from node.model.codec import unpack
 from node.model.types import Process
 from node.store import keys

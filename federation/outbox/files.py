@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 import trio
 
+from colonyd.errors import Conflict, Invalid, RpcError
 from federation.forward import attachments as manifest
 from federation.forward.machine import Forward
 from federation.limits.accounts import Pages, PeerQuotas
@@ -36,7 +37,6 @@ from node.files.catalog import Files
 from node.files.tickets import Scope
 from node.host.log import get_logger
 from node.model.codec import unpack
-from node.model.errors import Conflict, Invalid, RpcError
 from node.model.types import SECOND, Process
 from node.store import files as store
 from node.store.files import File, Newest, Reference

@@ -14,19 +14,21 @@ from typing import Protocol
 import msgspec
 import trio
 
+from colonyd.errors import Conflict, NotFound
 from federation.forward import machine
 from federation.forward.machine import Effect, Forward, ProcessAction, RouteTrace
 from federation.outbox.entries import Marks, OutboxEntries, OutboxEntry
+from federation.outbox.latencies import Latencies
 from federation.peers.context import Context
 from node.etcd.txn import Compare, Delete, Get, ModRevision, Op, Put, Txn
 from node.model.codec import pack, unpack
-from node.model.errors import Conflict, NotFound
 from node.model.types import Process, State
 from node.processes.extension import Addition
 from node.store.work import processes as store
 from node.tasks.sync import WakeUp, WakeUps
 
 _BATCH = 60  # entries read in one transaction
+_BUILT = 1_024  # new forwards that are remembered until they are stored
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,9 @@ class Outbox:
     wakeups: WakeUps = field(default_factory=WakeUps)
     returns: WakeUps = field(default_factory=WakeUps)
     paused: dict[str, float] = field(default_factory=dict)
+    latencies: Latencies = field(default_factory=Latencies)
+    # New forwards whose transactions may be under way, by process id.
+    _built: dict[str, Forward] = field(default_factory=dict)
 
     async def load(self) -> None:
         """Read all forwards from the store."""
@@ -120,6 +125,9 @@ class Outbox:
         # A node of a workflow may have waited for its parents longer than a message may live.
         late = route_trace is not None or bool(process.parents)
         forward = machine.new_forward(process, route_trace, self.context.clock.now() if late else 0)
+        self._built[process.processid] = forward
+        if len(self._built) > _BUILT:
+            del self._built[next(iter(self._built))]
         return Addition(
             [Put(self.context.keys.forward(forward.peer, forward.processid), pack(forward))]
         )
@@ -156,6 +164,20 @@ class Outbox:
     def touched(self, process: Process) -> None:
         """Schedule a read of the entry that a transaction of the node changed."""
         self.look_for(process.processid, process.peer)
+
+    def submitted(self, process: Process, revision: int) -> None:
+        """Add the entry of a process that was stored with it at a revision, and wake its sender.
+
+        Without the revision, or if the entry is not known any more, the store is read.
+        """
+        forward = self._built.pop(process.processid, None)
+        known = forward is not None and forward.peer == process.peer and revision > 0
+        being_read = (process.processid, process.peer) in self.reading
+        if forward is None or not known or being_read or process.processid in self.entries:
+            self.touched(process)
+            return
+        self.entries[process.processid] = OutboxEntry(forward, revision)
+        self.wakeup(process.peer).wake()
 
     def look_for(self, processid: str, peerid: str) -> None:
         """Schedule a read of the entry of (process, peer); another daemon may have written it."""
@@ -289,7 +311,7 @@ class Outbox:
                 return True
             self.mark(after)
             return False
-        tried = 0
+        tried = revision = 0
 
         def step(process: Process, revision: int) -> store.Transition | None:
             nonlocal done, tried
@@ -318,16 +340,26 @@ class Outbox:
 
         with self._marking(after):
             try:
-                await self.context.processes.change(self.context.home, after.processid, step)
+                home = self.context.home
+                process, revision = await self.context.processes.change_at(
+                    home, after.processid, step
+                )
+                if done and effect.act is ProcessAction.START:
+                    self.latencies.started(process)
             except NotFound:
                 await self.forget(before)
                 done = True
-        if done:
-            # Change memory first, so that nothing is sent again before the store is read.
+        if done and not 0 < revision <= entry.revision:
+            # Change memory first, so that nothing is sent again before the store is read. It may
+            # have a later change already, which was told before this one.
             entry.forward = after
             if not effect.stays:
                 self.entries.pop(after.processid, None)
-        self.mark(after)
+        being_read = (after.processid, after.peer) in self.reading
+        if done and revision > entry.revision and not being_read:
+            entry.revision = revision
+        else:
+            self.mark(after)
         return done
 
     async def reroute(self, entry: OutboxEntry, effect: Effect) -> bool:

@@ -13,6 +13,7 @@ from functools import partial
 import msgspec
 import trio
 
+from colonyd.errors import NotFound, RpcError
 from federation.forward import chain as chains
 from federation.forward import machine
 from federation.forward import path as relays
@@ -32,7 +33,6 @@ from node.etcd.errors import EtcdError, EtcdTooLarge
 from node.etcd.txn import Delete, ModRevision, Op, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
-from node.model.errors import NotFound, RpcError
 from node.model.numbers import beyond_float
 from node.model.types import Process, State
 from node.store.work import processes as store
@@ -132,19 +132,30 @@ class OutcomePoller:
         await gather(settle, outcomes, _AT_ONCE)
 
     async def settle(
-        self, connection: PeerConnection, sealed: bytes, more: Collection[str] | None = frozenset()
+        self,
+        connection: PeerConnection,
+        sealed: bytes,
+        more: Collection[str] | None = frozenset(),
+        fresh: bool = False,
     ) -> str:
         """Verify one outcome and close its process. Return the process id to acknowledge.
 
         The peer has `more` updates of these processes; None if it may have some of any process.
+        With `fresh`, the forward is read from the store, and not taken from memory.
         """
         opened = await apart(sealed, partial(self._open, connection))
         problem = False
         about = load(opened.payload, _About)
         key = self.context.keys.forward(connection.id, about.pid)
-        found = await self.context.processes.reads.get(key)
-        now = self.context.clock.now()
-        forward = unpack(found.value, Forward) if found else None
+        entry = self.outbox.entries.get(about.pid)
+        forward: Forward | None
+        if not fresh and entry is not None and entry.forward.peer == connection.id:
+            forward, revision = entry.forward, entry.revision
+        else:
+            found = await self.context.processes.reads.get(key)
+            forward = unpack(found.value, Forward) if found else None
+            revision = found.mod_revision if found else 0
+        now, unchanged = self.context.clock.now(), ModRevision(key, revision)
         fits = forward is not None and forward.attempt == about.attempt
         try:
             outcome = await self._told(connection, opened, sealed, forward if fits else None)
@@ -172,25 +183,26 @@ class OutcomePoller:
             leaving = [Delete(key), *rest]
         try:
             waits = fits and not aside
-            closed = await self._close(connection, outcome, output, leaving) if waits else False
+            closed = waits and await self._close(connection, outcome, output, leaving, unchanged)
         except EtcdTooLarge:
             # With the peer's earlier updates, the process is larger than one value may be.
             name = self.context.peers.name(connection.id)
             outcome = _failure(
                 outcome, f"what peer {name} says of the end is too large to be kept here"
             )
-            closed = await self._close(connection, outcome, [], leaving)
-        if not closed:
-            read = ModRevision(key, found.mod_revision if found else 0)
-            if not await self._too_late(connection, outcome, sealed, read, leaving, aside):
-                # The owner decided about the forward since it was read.
-                return await self.settle(connection, sealed, more)
+            closed = await self._close(connection, outcome, [], leaving, unchanged)
+        if closed is None or not (
+            closed or await self._too_late(connection, outcome, sealed, unchanged, leaving, aside)
+        ):
+            # The forward has changed since it was read, or another daemon had changed it.
+            return await self.settle(connection, sealed, more, True)
         # An earlier copy may have been stored, although the store's answer to that was lost.
         if rest or not fits:
             await self.update_consumer.ended(outcome.pid)
         entry = self.outbox.entries.get(outcome.pid)
         if entry is not None and entry.forward.peer == connection.id:
-            self.outbox.stale[outcome.pid, connection.id] = None
+            if entry.busy or not closed or (outcome.pid, connection.id) in self.outbox.reading:
+                self.outbox.stale[outcome.pid, connection.id] = None
             if not fits:
                 self.outbox.wakeup(connection.id).wake()
             elif not entry.busy:
@@ -265,15 +277,24 @@ class OutcomePoller:
         outcome: Outcome,
         output: list[object],
         leaving: Sequence[Op],
-    ) -> bool:
-        """Close the process with its outcome. Return False if it is closed already, or gone."""
-        mine = False
+        unchanged: ModRevision,
+    ) -> bool | None:
+        """Close the process with its outcome, if its forward is `unchanged`.
+
+        Return False if the process is closed already, or gone; None if the forward has changed.
+        """
+        mine: bool | None = False
+        tried = 0
 
         def step(process: Process, revision: int) -> store.Transition | None:
-            nonlocal mine
+            nonlocal mine, tried
             mine = not process.closed and process.peer == connection.id
             if not mine:
                 return None
+            if revision == tried:
+                mine = None  # the process has not changed: the forward has
+                return None
+            tried = revision
             ran = msgspec.structs.replace(
                 process, assignedexecutorid=connection.id, isassigned=True, attempt=outcome.attempt
             )
@@ -285,12 +306,15 @@ class OutcomePoller:
                 output=output,
                 errors=outcome.errors,
                 extra=leaving,
+                compare=[unchanged],
             )
 
         try:
-            await self.context.processes.change(self.context.home, outcome.pid, step)
+            process = await self.context.processes.change(self.context.home, outcome.pid, step)
         except NotFound:
             return False
+        if mine:
+            self.outbox.latencies.ended(process)
         return mine
 
     async def _too_late(

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import msgspec
 
+from colonyd.errors import Conflict, Invalid, NotFound
 from federation.forward import machine
 from federation.forward.machine import Forward
 from federation.outbox.outbox import Outbox
 from node.etcd.txn import ModRevision, Op, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
-from node.model.errors import Conflict, Invalid, NotFound
 from node.model.types import Process, State
 from node.store.work import processes as store
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from colonyd.errors import Conflict
 from federation.forward import machine
 from federation.forward.machine import Forward, ProcessAction
 from federation.forward.receipt import ReceiptRecord
@@ -23,7 +24,6 @@ from node.etcd.client import KeyValue
 from node.etcd.txn import Delete, ModRevision, Op, Txn
 from node.host.log import get_logger
 from node.model.codec import unpack
-from node.model.errors import Conflict
 from node.model.types import Process, State
 from node.processes.extension import Addition
 from node.store.work import processes as store

@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Protocol
 
 import msgspec
 import trio
 
+from colonyd.errors import RpcError
 from federation.forward import machine
 from federation.forward import path as relays
 from federation.forward.machine import Forward
@@ -20,26 +24,54 @@ from federation.outbox.entries import OutboxEntry
 from federation.outbox.files import FileTransfer
 from federation.outbox.outbox import Outbox
 from federation.peers.context import Context
-from federation.transport.connection import PeerConnection
+from federation.transport.connection import PeerConnection, PeerResponse
 from federation.transport.errors import Lost, Reason, RemoteRefusal, TransportError, Unsent
-from federation.wire.envelope import Kind, Rejected, inspect
+from federation.wire.envelope import Kind, Rejected, VerifiedMessage, inspect
 from federation.wire.json import apart
-from federation.wire.messages import Cancel, Receipt, Submit, load
+from federation.wire.messages import (
+    MOST_TOGETHER,
+    Answer,
+    Cancel,
+    Receipt,
+    Receipts,
+    Submit,
+    Submits,
+    load,
+)
 from federation.wire.refusals import Proof
 from node.etcd.errors import EtcdError
 from node.etcd.txn import Compare, Delete, ModRevision, Txn
 from node.host.log import get_logger
 from node.model.codec import whole_spec
-from node.model.errors import RpcError
 from node.model.types import Process
 from node.store import keys
+from node.tasks.sync import gather
 
 _WINDOW = 8  # messages to one peer that may be under way at once
+# The same for a peer that takes several submissions together, and the submissions in all of them.
+_FEW, _SUBMISSIONS = 4, 64
+_LARGE = 100_000  # bytes of a submission that goes alone
+_TOGETHER = 1_000_000  # bytes of the submissions in one message
+_APART = 300.0  # seconds for which submissions go alone to a peer that refused them together
+# The states of a forward whose submission is sent.
+_FIRST = (machine.ForwardState.QUEUED, machine.ForwardState.DOUBT)
 # The allowed statuses of a receipt, and whether each comes with the peer's own process id.
 _OF_SUBMIT = (("accepted", True), ("cancelled", False))
 _OF_CANCEL = (("cancelled", False), ("cancelled", True), ("already_closed", True))
 
 log = get_logger("delivery")
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """A copy of a submission that is stored as sent; a large one goes `alone`."""
+
+    entry: OutboxEntry
+    forward: Forward
+
+    @property
+    def alone(self) -> bool:
+        return len(self.forward.envelope) > _LARGE
 
 
 class Greeting(Protocol):
@@ -58,6 +90,10 @@ class Sender:
     file_transfer: FileTransfer
     greeting: Greeting
     hops: int = 1  # hops that our own processes may take, unless their target names more
+    # Tells how many submissions a peer takes in one message.
+    together: Callable[[str], int] = lambda peerid: 1
+    _under_way: Counter[str] = field(default_factory=Counter)  # messages, by peer
+    _apart: dict[str, float] = field(default_factory=dict)  # by peer, until when (trio's time)
     # Forwards already moved for a change of the clock that is not complete for all forwards.
     _shifted: set[str] = field(default_factory=set)
 
@@ -94,9 +130,11 @@ class Sender:
                         # A forward that was due before the peer was reached may have been rerouted
                         # since.
                         due, again = self._plan(connection.id)
-                        for entry in due:
-                            entry.busy = True
-                            nursery.start_soon(self._deliver, connection, entry)
+                        for entries in self._messages(connection, due):
+                            for entry in entries:
+                                entry.busy = True
+                            self._under_way[connection.id] += 1
+                            nursery.start_soon(self._deliver, connection, *entries)
                     elif due:
                         again = self._paused(connection.id)
                 except (TransportError, EtcdError, RpcError, Rejected) as error:
@@ -125,22 +163,101 @@ class Sender:
     def _plan(self, peerid: str) -> tuple[list[OutboxEntry], float]:
         """Return the forwards to send now, and when to plan again if no wake-up comes first."""
         entries, now = self.outbox.entries, trio.current_time()
-        room = _WINDOW - entries.busy_of(peerid)
-        if room <= 0:
+        room = (_SUBMISSIONS if self._most(peerid) > 1 else _WINDOW) - entries.busy_of(peerid)
+        if room <= 0 or self._room(peerid) <= 0:
             return [], now + 60.0  # the end of a message wakes the loop
         due = list(islice(filter(self._sendable, entries.ready(peerid, now)), room))
         later = entries.next_due(peerid)
         return due, min(now + 60.0, now + 60.0 if later is None else later)
 
-    async def _deliver(self, connection: PeerConnection, entry: OutboxEntry) -> None:
-        """Send one message of one forward. Any error concerns this forward only."""
-        try:
-            if not entry.to_send:
-                return  # a receipt that another daemon got came in since it was planned
-            if entry.forward.state == machine.ForwardState.CANCELLING:
-                await self._send_cancel(connection, entry)
+    def _most(self, peerid: str) -> int:
+        """Return how many submissions may go to a peer in one message now."""
+        if trio.current_time() < self._apart.get(peerid, 0.0):
+            return 1
+        return min(MOST_TOGETHER, self.together(peerid))
+
+    def _room(self, peerid: str) -> int:
+        """Return how many more messages to a peer may be under way."""
+        return (_FEW if self._most(peerid) > 1 else _WINDOW) - self._under_way[peerid]
+
+    def _messages(
+        self, connection: PeerConnection, due: Sequence[OutboxEntry]
+    ) -> list[list[OutboxEntry]]:
+        """Return the forwards of each message to send now: several first copies go together.
+
+        What was sent in vain goes alone, also after a restart or once the peer is back, so nothing
+        can keep others from being taken.
+        """
+        # A mailbox may keep a message, or show it again: then each has its own fate.
+        most = self._most(connection.id) if connection.guide.around() is None else 1
+        alone: list[list[OutboxEntry]] = []
+        together: list[OutboxEntry] = []
+        for entry in due:
+            if most > 1 and not entry.tries and entry.forward.state is machine.ForwardState.QUEUED:
+                together.append(entry)
             else:
-                await self._send_submit(connection, entry)
+                alone.append([entry])
+        groups = [together[at : at + most] for at in range(0, len(together), most)]
+        return (alone + groups)[: self._room(connection.id)]
+
+    async def _deliver(self, connection: PeerConnection, *entries: OutboxEntry) -> None:
+        """Send one message of one forward, or several submissions. Any error concerns one only."""
+        held = dict.fromkeys(entries)
+
+        def release(done: Iterable[OutboxEntry]) -> None:
+            # Each as soon as it is done: a cancel of it must not wait for the others.
+            for entry in done:
+                del held[entry]
+                entry.busy = False
+                # The process may have been rerouted to another peer.
+                if entry.forward.peer != connection.id:
+                    self.outbox.wakeup(entry.forward.peer).wake()
+            self.outbox.activity.wake()
+            self.outbox.wakeup(connection.id).wake()
+
+        async def leave(copies: Sequence[_Copy]) -> None:
+            await self._send(connection, copies)
+            release([copy.entry for copy in copies])
+
+        async def submit(some: Sequence[OutboxEntry]) -> None:
+            made = await gather(partial(self._copy, connection), some, MOST_TOGETHER)
+            copies = [copy for copy in made if copy is not None]
+            if copies and self.outbox.entries.outstanding(connection.id) == len(copies):
+                # No poll is under way: one that is there when a process ends is answered at once.
+                self.outbox.wakeup(connection.id).wake()
+            if len(copies) < len(some):
+                release({*some} - {copy.entry for copy in copies})
+            await gather(leave, _parts(copies), _WINDOW // _FEW)
+
+        try:
+            if len(entries) == 1 and entries[0].forward.state == machine.ForwardState.CANCELLING:
+                with self._concerning(connection, entries[0]):
+                    if entries[0].to_send:
+                        await self._send_cancel(connection, entries[0])
+                return
+            found = await gather(self._slow, entries, MOST_TOGETHER)
+            slow = [entry for entry, is_slow in zip(entries, found, strict=True) if is_slow]
+            await submit([entry for entry in entries if entry not in slow])
+            # Each counts as sent only once its turn has come.
+            await gather(submit, [[entry] for entry in slow], _WINDOW // _FEW)
+        finally:
+            self._under_way[connection.id] -= 1
+            release(list(held))
+
+    async def _slow(self, entry: OutboxEntry) -> bool:
+        """Return whether a submission may take long, as its files have to be listed or fetched."""
+        try:
+            known = await self.context.processes.recall(self.context.home, entry.forward.processid)
+        except (EtcdError, RpcError):
+            return True  # the next read of it tells more
+        fs = known[0].spec.fs if known is not None else None
+        return fs is not None and bool(fs.dirs or fs.snapshots)
+
+    @contextmanager
+    def _concerning(self, connection: PeerConnection, entry: OutboxEntry) -> Iterator[None]:
+        """Note an error that concerns one forward: it is sent again later."""
+        try:
+            yield
         except TransportError as error:
             self._back_off(entry, error.seconds)
             connection.entry.error = str(error)
@@ -150,12 +267,6 @@ class Sender:
         except Exception:
             self._back_off(entry, 0.0)
             log.exception("forward failed", process=entry.forward.processid)
-        finally:
-            entry.busy = False
-            self.outbox.activity.wake()
-            self.outbox.wakeup(connection.id).wake()
-            # The process may have been rerouted to another peer.
-            self.outbox.wakeup(entry.forward.peer).wake()
 
     def _back_off(self, entry: OutboxEntry, least: float) -> None:
         entry.tries += 1
@@ -178,7 +289,15 @@ class Sender:
         effect = machine.cancelled(forward, receipt.remote, data, self.context.clock.now())
         await self.outbox.apply(entry, effect, forward)
 
-    async def _send_submit(self, connection: PeerConnection, entry: OutboxEntry) -> None:
+    async def _copy(self, connection: PeerConnection, entry: OutboxEntry) -> _Copy | None:
+        """Return a copy that is about to leave, stored; None if there is nothing to send."""
+        with self._concerning(connection, entry):
+            # Since it was planned, a receipt that another daemon got may have come in, or a cancel.
+            if entry.to_send and entry.forward.state in _FIRST:
+                return await self._stored_copy(connection, entry)
+        return None
+
+    async def _stored_copy(self, connection: PeerConnection, entry: OutboxEntry) -> _Copy | None:
         now, before = self.context.clock.now(), entry.forward
         made_of: list[Compare] = []
         try:
@@ -187,10 +306,10 @@ class Sender:
                 envelope, meant = await self._envelope(connection, before, made_of)
         except RpcError as error:
             await self.outbox.apply(entry, machine.unsendable(before, error.message, now), before)
-            return
+            return None
         if not envelope:
             await self._give_up(entry, before)
-            return
+            return None
         request = relays.request_of(envelope, relayed=bool(before.origin))
         forward = machine.sending(before, envelope, now, request)
         forward = msgspec.structs.replace(forward, meant=meant)
@@ -199,9 +318,72 @@ class Sender:
         if not await self.outbox.save(entry, forward, before, made_of):
             # Memory may have had an old process.
             await self.context.processes.load(self.context.home, forward.processid)
+            return None
+        return _Copy(entry, forward)
+
+    async def _send(self, connection: PeerConnection, copies: Sequence[_Copy]) -> None:
+        """Send copies in one message, and store what its answer means for each."""
+        if len(copies) == 1:
+            copy = copies[0]
+            post = partial(connection.post, "/v2/submit", copy.forward.envelope, Kind.RECEIPT)
+            with self._concerning(connection, copy.entry):
+                await self._answered(connection, copy, post)
             return
+        if connection.guide.around() is not None:
+            # Since it was planned, a mailbox has become the way. It may bring each message again.
+            await gather(partial(self._send, connection), [[copy] for copy in copies], len(copies))
+            return
+        together = Submits([copy.forward.envelope for copy in copies])
+        answers: list[Answer] = []
+        failure: Exception | None = None
         try:
-            opened, data = await connection.post("/v2/submit", envelope, Kind.RECEIPT)
+            body = connection.seal(Kind.SUBMITS, together)
+            opened, _ = await connection.post("/v2/submits", body, Kind.RECEIPTS)
+            answers = load(opened.payload, Receipts).answers
+            if len(answers) != len(copies):
+                failure = Lost(f"{len(answers)} answers to {len(copies)} submissions")
+        except Rejected as rejected:
+            failure = Lost(f"the answer is not valid: {rejected}")
+        except TransportError as error:
+            failure = error
+            if isinstance(error, RemoteRefusal):
+                # It is about all of them, and says nothing about any: each is sent alone.
+                if error.reason is not Reason.LATER:
+                    self._apart[connection.id] = trio.current_time() + _APART
+                failure = RemoteRefusal(
+                    error.code, error.message, Reason.LATER, error.proof, error.seconds
+                )
+        except Exception as error:
+            failure = error  # as for one alone, each is sent again later
+
+        async def read(copy: _Copy, answer: Answer) -> tuple[VerifiedMessage, bytes]:
+            told = PeerResponse(answer.status, str(answer.again or ""), answer.body)
+            envelope = copy.forward.envelope
+            return await connection.read(told, "/v2/submit", envelope, Kind.RECEIPT), answer.body
+
+        async def failed() -> tuple[VerifiedMessage, bytes]:
+            assert failure is not None
+            raise failure
+
+        async def settle(place: int) -> None:
+            copy = copies[place]
+            await trio.lowlevel.checkpoint()  # a signature each
+            answer = partial(read, copy, answers[place]) if failure is None else failed
+            with self._concerning(connection, copy.entry):
+                await self._answered(connection, copy, answer)
+
+        await gather(settle, range(len(copies)), MOST_TOGETHER)
+
+    async def _answered(
+        self,
+        connection: PeerConnection,
+        copy: _Copy,
+        answer: Callable[[], Awaitable[tuple[VerifiedMessage, bytes]]],
+    ) -> None:
+        """Store what the answer to a copy means for its forward."""
+        entry, forward = copy.entry, copy.forward
+        try:
+            opened, data = await answer()
         except TransportError as error:
             if not isinstance(error, RemoteRefusal) or not error.final:
                 await self._not_taken(entry, forward, error)
@@ -268,7 +450,8 @@ class Sender:
             expires = min(expires, latest)
         else:
             conditions = msgspec.structs.replace(
-                process.spec.conditions, colonyname=beyond or connection.wire
+                process.spec.conditions,
+                colonyname=self.context.peers.spelled(beyond) if beyond else connection.wire,
             )
             spec = msgspec.structs.replace(process.spec, conditions=conditions)
             meant = self.context.peers.meant(relays.segments(beyond) if beyond else [])
@@ -342,6 +525,22 @@ class Sender:
                     await self.outbox.refresh_all()
                 except RpcError as error:
                     log.warning("deadline", process=entry.forward.processid, error=error)
+
+
+def _parts(copies: Sequence[_Copy]) -> list[list[_Copy]]:
+    """Return the copies of each message: together as many bytes as may be, or alone."""
+    parts: list[list[_Copy]] = []
+    size, part = 0, list[_Copy]()
+    for copy in copies:
+        if copy.alone:
+            continue
+        size += len(copy.forward.envelope)
+        if size > _TOGETHER:
+            parts.append(part)
+            size, part = len(copy.forward.envelope), []
+        part.append(copy)
+    parts += [part] if part else []
+    return [*parts, *([copy] for copy in copies if copy.alone)]
 
 
 def _receipt(

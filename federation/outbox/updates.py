@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import trio
 
+from colonyd.errors import Conflict, Invalid, NotFound, RpcError
 from federation.forward import channels as words
 from federation.forward import updates as progress
 from federation.forward.updates import FollowState, PollLimiter
@@ -32,7 +33,6 @@ from node.etcd.pressure import Need
 from node.etcd.txn import Compare, Delete, Get, ModRevision, Op, Present, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
-from node.model.errors import Conflict, Invalid, NotFound, RpcError
 from node.model.types import SECOND, Log, Process
 from node.processes.spec import attribute_id
 from node.store import keys

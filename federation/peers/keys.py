@@ -82,6 +82,11 @@ class Keys:
         return f"{self.root}sequence"
 
     @property
+    def petnames(self) -> str:
+        """Return the key of the names that our owner gave other colonies."""
+        return f"{self.root}petnames"
+
+    @property
     def succession(self) -> str:
         """Return the key of this colony's successions, each signed by both keys."""
         return f"{self.root}succession"

@@ -46,6 +46,7 @@ class OwnCard:
     fingerprint: str = ""
     endpoints: list[str] = field(default_factory=list)
     mailboxes: list[str] = field(default_factory=list)
+    outside: str = ""  # where peers reached us from outside, as "host:port"
     _sequence: int = 0
     _due: bool = False
     _lock: trio.Lock = field(default_factory=trio.Lock)
@@ -78,7 +79,7 @@ class OwnCard:
         if not is_name(self.name):
             self.name = f"colony-{self.context.signer.key.id[:8]}"
             log.warning("the colony's name is none for peers; there it is called", name=self.name)
-        self.endpoints = own_addresses(self.settings, port)
+        self.endpoints = self._addresses()
         try:
             await self._next_sequence()
         except EtcdNoSpace as error:
@@ -91,11 +92,20 @@ class OwnCard:
 
         Without a network no peer can be told, and the old addresses may well come back.
         """
-        endpoints = own_addresses(self.settings, self.port)
+        endpoints = self._addresses()
         lost = all(each.startswith(_LOCAL) for each in endpoints)
         if endpoints != self.endpoints and not (lost and self.endpoints):
             self.endpoints, self._due = endpoints, True
         return await self._renewed()
+
+    def _addresses(self) -> list[str]:
+        ours = own_addresses(self.settings, self.port)
+        return [*ours, self.outside] if self.outside and self.outside not in ours else ours
+
+    async def reached(self, address: str) -> bool:
+        """List the address at which peers reached us, "" for none. Return as `moved` does."""
+        self.outside = address
+        return await self.moved()
 
     async def polls(self, mailboxes: list[str]) -> bool:
         """List the peers whose mailboxes we poll. Return whether the card is a new one."""

@@ -149,7 +149,7 @@ def opening(peer: str, *, hops: int, further: bool) -> str:
         options.append(f"--max-hops {hops + further}")
     if not options or hops + further > MAX_HOPS:
         return ""
-    return f"colony peers policy {shlex.quote(peer)} {' '.join(options)}"
+    return f"colony peer policy {shlex.quote(peer)} {' '.join(options)}"
 
 
 def explained(

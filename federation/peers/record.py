@@ -117,7 +117,8 @@ class PeerState:
 
     peer: Peer
     revision: int = 0
-    lastseen: int = 0  # seconds since the epoch, of a signed answer
+    lastseen: int = 0  # seconds since the epoch, of a signed answer or of its card's fetch
+    heard: int = 0  # ... of a stranger's last announcement, which proves nothing
     error: str = ""
     source: str = ""  # the host that sent its card, while it is a stranger
     sighted: list[str] = field(default_factory=list)  # "host:port", unproven, newest first
@@ -126,16 +127,28 @@ class PeerState:
     clock: PeerClock = field(default_factory=PeerClock)
     # hops, by the id of the introducing peer
     introduced: dict[str, int] = field(default_factory=dict)
+    called: dict[str, str] = field(default_factory=dict)  # its petname at the introducing peer
+    opened: bool = False  # the owner opened its card: it stays until it is forgotten
     met: bool = False  # we exchanged a message with it
+    mailbox: int = 0  # what it offers to hold for us, see `Hello`
+    kept_at: list[str] = field(default_factory=list)  # where a mailbox gave out its card
+    undialed: bool = False  # no address led to it at the last try
     latest: bytes = b""  # its card as last signed, which lives longer than the stored one
+    signed: tuple[int, int] = (-1, 0)  # ... and its number and when it expires
     changes: TokenBucket = field(default_factory=lambda: TokenBucket(period=86_400.0))  # of its key
 
     def addresses(self) -> list[str]:
         """Return the addresses to try, best first."""
         return list(dict.fromkeys([*self.proven, *self.given, *self.sighted, *self.peer.endpoints]))
 
+    def keep(self, card: Card, data: bytes) -> None:
+        """Keep a card as the one signed last, unless a later one is known."""
+        if card.sequence >= self.peer.sequence and (card.sequence, card.expires) >= self.signed:
+            self.latest, self.signed = data, (card.sequence, card.expires)
+
     def sight(self, address: str) -> None:
         """Add an announced address, after all proven ones."""
+        self.undialed = self.undialed and address in self.sighted
         self.sighted = [address, *(at for at in self.sighted if at != address)][:_MAX_ADDRESSES]
 
     def give(self, address: str) -> None:
@@ -145,6 +158,7 @@ class PeerState:
 
     def prove(self, address: str) -> None:
         """Add an address at which the peer answered."""
+        self.undialed = False
         self.proven = [address, *(at for at in self.proven if at != address)][:_MAX_PROVEN]
 
 

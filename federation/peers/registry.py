@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
+from colonyd.errors import Conflict, Invalid, NotFound
 from federation.peers.keys import Keys
 from federation.peers.log_limit import LogLimiter
+from federation.peers.petnames import Petnames
 from federation.peers.policy import Policy
 from federation.peers.record import (
     BLOCKED,
@@ -32,10 +34,9 @@ from federation.wire.refusals import Refusal
 from federation.wire.signer import Signer
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
-from node.etcd.txn import Compare, Get, ModRevision, Op, Put, Txn
+from node.etcd.txn import Compare, Delete, Get, ModRevision, Op, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
-from node.model.errors import Conflict, Invalid, NotFound
 from node.store.update import Unmet, update
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
 ]
 
 _MAX_STRANGERS = 64  # in each of the states seen and pending; the oldest makes room
+GONE = 300  # seconds after which a stranger that neither answers nor is announced is forgotten
 _MAX_LAN = 256  # trusted peers from which on `trust = "lan"` trusts no more
 _TRIES = 5
 _RECORD = "the peer's record"
@@ -73,6 +75,7 @@ class Peers:
     known: dict[str, PeerState] = field(default_factory=dict)
     default: Policy = field(default_factory=Policy)
     index: PeerIndex = field(init=False)
+    petnames: Petnames = field(init=False)
     _watchers: list[Callable[[str], None]] = field(default_factory=list)
     # Trusted peers by name; None until it is asked for after a change.
     _names: dict[str, list[str]] | None = None
@@ -80,6 +83,7 @@ class Peers:
 
     def __post_init__(self) -> None:
         self.known = self.index = PeerIndex(self.known)
+        self.petnames = Petnames(self.client, self.keys)
 
     def watch(self, watcher: Callable[[str], None]) -> None:
         """Call `watcher` with the id of every peer that changes, from now on."""
@@ -101,6 +105,7 @@ class Peers:
             peer = unpack(item.value, Peer)
             self.known[peer.id] = PeerState(peer, item.mod_revision)
             self.index.index(peer)
+        await self.petnames.load()
 
     async def reload(self, peerid: str) -> None:
         """Read one peer again, about which another daemon may have decided."""
@@ -123,6 +128,7 @@ class Peers:
         for item in items:
             if item.mod_revision > self._revision(item.key.removeprefix(self.keys.peers)):
                 self._adopt(unpack(item.value, Peer), item.mod_revision)
+        await self.petnames.load()
 
     def _revision(self, peerid: str) -> int:
         entry = self.known.get(peerid)
@@ -167,11 +173,16 @@ class Peers:
         return entry.peer.ids if entry else [peerid]
 
     def names(self, peerid: str) -> set[str]:
-        """Return a colony's ids and name."""
-        return {peerid, self.name(peerid), *self.ids(peerid)}
+        """Return a colony's ids, name, and petname if it has one."""
+        names = {peerid, self.name(peerid), self.petname(peerid), *self.ids(peerid)}
+        return names - {""}
+
+    def petname(self, peerid: str) -> str:
+        """Return the name that our owner gave a colony, or "". No message to peers has it."""
+        return self.petnames.of(self.index.root(peerid))
 
     def name(self, peerid: str) -> str:
-        """Return a colony's name for messages to people."""
+        """Return the name that a colony gave itself, for messages that peers may read as well."""
         entry = self.known.get(peerid)
         return (entry.peer.name if entry else "") or peerid[:12]
 
@@ -188,11 +199,14 @@ class Peers:
         """Return all trusted peers."""
         return [entry for entry in self.known.values() if entry.peer.state == TRUSTED]
 
-    def named(self, text: str) -> str | None:
-        """Return the id of the one trusted peer with this id or name; None for none or several."""
+    def named(self, text: str, *, ours: bool = True) -> str | None:
+        """Return the id of the one trusted peer with this id or name; None for none or several.
+
+        `ours`: our petnames count.
+        """
         if self.state(text) == TRUSTED:
             return self.index.root(text)
-        found = self._called(text)
+        found = self._called(text, ours=ours)
         return found[0] if len(found) == 1 else None
 
     def taken(self, peer: Peer) -> bool:
@@ -201,16 +215,21 @@ class Peers:
         Such a peer is not trusted automatically: work for that name would go nowhere. The owner
         decides.
         """
-        return any(each != peer.id for each in self._called(peer.name))
+        owner = self.petnames.id_of(peer.name)
+        return owner not in ("", peer.id) or any(
+            each != peer.id for each in self._called(peer.name)
+        )
 
     def meant(self, names: Sequence[str]) -> dict[str, list[str]]:
-        """Return the ids of trusted colonies, by these names or ids.
+        """Return the ids of trusted colonies, and of those with a petname, by these names or ids.
 
         If several are trusted under one name, it has the ids of all of them.
         """
         found: dict[str, list[str]] = {}
         for name in names:
             trusted = [name] if self.state(name) == TRUSTED else self._called(name)
+            if owner := self.petnames.id_of(name):
+                trusted = [owner]
             if trusted:
                 found[name] = [other for each in trusted for other in self.ids(each)]
         return found
@@ -222,37 +241,63 @@ class Peers:
             for name, ids in meant.items()
         }
 
-    def toward(self, target: str, avoid: Collection[str] = (), *, further: bool = True) -> str:
+    def spelled(self, target: str) -> str:
+        """Return a target with ids for our petnames, which mean nothing to a peer."""
+        return "/".join(
+            self.present(owner) if (owner := self.petnames.id_of(name)) else name
+            for name in target.split("/")
+        )
+
+    def present(self, peerid: str) -> str:
+        """Return the present id of the colony that is kept under an id."""
+        entry = self.known.get(peerid)
+        return entry.peer.wire if entry is not None else peerid
+
+    def toward(
+        self,
+        target: str,
+        avoid: Collection[str] = (),
+        *,
+        further: bool = True,
+        asked: bool = False,
+    ) -> str:
         """Return the id of the trusted peer that leads to a target ("cat", "bee/cat"), or "".
 
-        The peer is none of `avoid`. With `further`, it may be one that introduced the target.
+        The peer is none of `avoid`. With `further`, it may be one that introduced the target. If a
+        peer `asked`, our petnames count if they are shared.
         """
         name, avoid = target.partition("/")[0], {self.index.root(each) for each in avoid}
-        peer = self.named(name)
-        if peer is None and further and not self._called(name):
+        ours = not asked or self.petnames.shared
+        peer = self.named(name, ours=ours)
+        # What goes on for a peer keeps its target, so no petname leads further than to a peer.
+        further = further and not (asked and ours and self.petnames.id_of(name))
+        if peer is None and further and not self._called(name, ours=ours):
             # Only the owner knows which of two colonies of one name is meant.
-            found = self._led_to(name)
+            found = self._led_to(name, ours=ours)
             ways = self.introducers(found[0]) if len(found) == 1 else []
             peer = next((way for way in ways if way not in avoid), None)
         return "" if peer is None or peer in avoid else peer
 
-    def _called(self, name: str) -> list[str]:
-        """Return the ids of the trusted peers with a name."""
+    def _called(self, name: str, *, ours: bool = True) -> list[str]:
+        """Return the ids of the trusted peers with a name. A petname is that of one colony."""
+        if ours and (owner := self.petnames.id_of(name)):
+            return [owner] if self.state(owner) == TRUSTED else []
         if self._names is None:
             self._names = {}
             for entry in self.trusted():
                 self._names.setdefault(entry.peer.name, []).append(entry.peer.id)
         return [each for each in self._names.get(name, ()) if self.state(each) == TRUSTED]
 
-    def _led_to(self, name: str) -> list[str]:
+    def _led_to(self, name: str, *, ours: bool = True) -> list[str]:
         """Return the ids of pending colonies with a name or id that a trusted peer introduced.
 
         A stranger without an introduction does not count: it could take any name.
         """
+        owner = self.petnames.id_of(name) if ours else ""
         return [
             pid
             for pid, entry in self.known.items()
-            if name in (pid, entry.peer.wire, entry.peer.name)
+            if (pid == owner if owner else name in (pid, entry.peer.wire, entry.peer.name))
             and entry.peer.state == PENDING
             and self.introducers(pid)
         ]
@@ -279,11 +324,17 @@ class Peers:
         return sorted(found, key=lambda by: (introduced[by], by))
 
     def find(self, text: str) -> PeerState:
-        """Return the peer with this id, unique beginning of an id (8 or more characters), or name.
+        """Return the peer with this id, petname, unique beginning of an id (8 or more characters),
+        or name; "bee/lab" is the colony that the peer bee calls lab.
 
         Raises NotFound, or Invalid if several fit.
         """
-        found = [self.known[text]] if text in self.known else []
+        owner = self.petnames.id_of(text)
+        found = [self.known[each] for each in (text, owner) if each in self.known][:1]
+        if owner and not found:
+            raise NotFound(f"peer: {text!r} is your name for {owner}, which is not known here now")
+        if not found and "/" in text:
+            found = self._so_called(*text.split("/", 1))
         if not found:
             # A name may look like the beginning of another's id: then both fit.
             found = [
@@ -296,11 +347,35 @@ class Peers:
                 )
             ]
         if not found:
-            raise NotFound(f"peer: no colony {text[:80]!r} is known here")
+            hint = self.hint(text)
+            raise NotFound(
+                f"peer: no colony {text[:80]!r} is known here{'; ' if hint else ''}{hint}"
+            )
         if len(found) > 1:
             ids = ", ".join(sorted(entry.peer.id[:12] for entry in found))
             raise Invalid(f"peer: {text[:80]!r} may be {ids}; give the beginning of the id")
         return found[0]
+
+    def _so_called(self, by: str, name: str) -> list[PeerState]:
+        """Return the colonies that the trusted peer `by` calls so. Raises NotFound, Invalid."""
+        witness = self.find(by).peer
+        return [each for each in self.known.values() if each.called.get(witness.id) == name]
+
+    def called_by(self, entry: PeerState) -> dict[str, str]:
+        """Return what trusted peers call a colony, by the peer's id."""
+        return {by: name for by, name in entry.called.items() if self.state(by) == TRUSTED}
+
+    def hint(self, text: str) -> str:
+        """Return which peers call a colony so, or "": their word counts only if it is asked for."""
+        ways = [
+            f"{self.petname(by) or self.name(by)}/{name}"
+            for entry in self.known.values()
+            for by, name in self.called_by(entry).items()
+            if name == text
+        ]
+        if not ways:
+            return ""
+        return f"peers call one so: to go by their word, say {' or '.join(ways[:4])}"
 
     # -- learning ------------------------------------------------------------------------
 
@@ -322,7 +397,7 @@ class Peers:
         strangers = [
             pid
             for pid, entry in self.known.items()
-            if entry.peer.state == state and not entry.introduced
+            if entry.peer.state == state and not (entry.introduced or entry.opened)
         ]
         if len(strangers) >= _MAX_STRANGERS:
             # Remove the oldest from the host with most, so that one host cannot push out all
@@ -370,8 +445,7 @@ class Peers:
             else:
                 entry.peer = msgspec.structs.replace(described(entry.peer), state=PENDING)
         entry.met = True
-        if card.sequence >= entry.peer.sequence:
-            entry.latest = data
+        entry.keep(card, data)
         if self.lan and near and entry.peer.state == PENDING and self._room_for_trust():
             if self.taken(entry.peer):
                 log.warning(
@@ -448,6 +522,64 @@ class Peers:
         )
         self._adopt(peer, revision)
         return self.find(peerid)
+
+    def prune(self, now: int) -> list[str]:
+        """Forget strangers that neither answered nor were announced since `GONE`; return their ids.
+
+        `now` is in seconds since the epoch. Introduced, configured and opened colonies stay.
+        """
+        gone = [
+            pid
+            for pid, entry in self.known.items()
+            if entry.peer.state in (SEEN, PENDING)
+            and not (entry.introduced or entry.given or entry.opened)
+            and now - self._last(entry) > GONE
+        ]
+        for pid in gone:
+            del self.known[pid]
+            self._changed(pid)
+        return gone
+
+    @staticmethod
+    def _last(entry: PeerState) -> int:
+        # A pending colony has shown its card: from then on announcements are not enough.
+        return entry.lastseen if entry.peer.state == PENDING else max(entry.lastseen, entry.heard)
+
+    async def forget(self, peerid: str) -> PeerState:
+        """Remove a colony that is not trusted from the list, and from the store if it was blocked.
+
+        If it is there, it appears again, as a stranger. Raises NotFound, Conflict.
+        """
+        entry = self.find(peerid)
+        if entry.peer.state == TRUSTED:
+            raise Conflict("the colony is trusted; block it first, which ends what is under way")
+        if entry.peer.ending:
+            raise Conflict("what it has here is still being ended; try again in a moment")
+        if entry.revision:
+            key = self.keys.peer(entry.peer.id)
+            result = await self.client.commit(
+                Txn([ModRevision(key, entry.revision)], [Delete(key)])
+            )
+            if not result.succeeded:
+                await self.reload(entry.peer.id)
+                raise Conflict("the decision about the colony changed meanwhile; look at it again")
+        self.known.pop(entry.peer.id, None)
+        self._changed(entry.peer.id)
+        log.info("peer forgotten", peer=entry.peer.id, called=entry.peer.name)
+        return entry
+
+    async def call(self, peerid: str, name: str) -> None:
+        """Give the colony that is kept under an id our owner's name for it.
+
+        Raises Invalid, Conflict and EtcdError.
+        """
+        await self.petnames.give(peerid, name)
+        self._changed(peerid)
+
+    async def unname(self, peerid: str) -> None:
+        """Take back our owner's name for a colony. Raises NotFound and EtcdError."""
+        await self.petnames.remove(peerid)
+        self._changed(peerid)
 
     async def set_policy(self, peerid: str, policy: Policy | None) -> PeerState:
         """Change what a trusted colony may do here; None for the default. Raises RpcError."""

@@ -80,7 +80,7 @@ async def succeed(peers: Peers, succession: KeySuccession, now: int) -> bool:
     if followed(entry.peer) is not entry.peer:
         _count(peers, succession, now)
     await peers.save(entry, followed)
-    entry.latest = b""
+    entry.latest, entry.signed = b"", (-1, 0)
     peers.index.index(entry.peer)
     log.warning("a peer changed its key", peer=entry.peer.id, now=succession.new)
     return True

@@ -212,6 +212,11 @@ class CapabilityCache:
         known = self.statements.get(peerid)
         return None if known is None else self.clock.steady() - known.at
 
+    def together(self, peerid: str) -> int:
+        """Return how many submissions a peer takes in one message; 1 if it did not tell."""
+        known = self.statements.get(peerid)
+        return max(1, known.said.limits.get("together", 1)) if known is not None else 1
+
     def sent(self, peerid: str, executortype: str) -> None:
         """Count a process that is sent to a peer."""
         known = self.statements.get(peerid)

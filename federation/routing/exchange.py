@@ -23,7 +23,7 @@ from federation.transport.connection import PeerConnection
 from federation.transport.endpoint import Endpoint
 from federation.transport.errors import RemoteRefusal, TransportError
 from federation.wire.envelope import Kind, Rejected, VerifiedMessage
-from federation.wire.messages import Capabilities, Offer, load
+from federation.wire.messages import MOST_TOGETHER, Capabilities, Offer, load
 from federation.wire.sizes import MAX_BODY
 from node.etcd.pressure import Need
 from node.host.log import get_logger
@@ -109,7 +109,7 @@ class Exchange:
         """Return our offer to one peer, as the statement of this number."""
         self.survey()
         policy = self.context.peers.policy(peerid)
-        limits = {"body": policy.max_body or MAX_BODY}
+        limits = {"body": policy.max_body or MAX_BODY, "together": MOST_TOGETHER}
         if policy.max_waiting:
             waiting = self.context.processes.queue.count_of(peerid)
             limits["room"] = max(0, policy.max_waiting - waiting)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import msgspec
 from sortedcontainers import SortedSet
 
+from colonyd.errors import Conflict, NotFound
 from federation.forward import machine
 from federation.forward.machine import FailedAttempt, Forward
 from federation.limits.decoding import load_large
@@ -24,7 +25,6 @@ from node.etcd.batch import read
 from node.etcd.txn import Put
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
-from node.model.errors import Conflict, NotFound
 from node.model.types import SECOND, Process, State
 from node.processes.queue import QueueEntry
 from node.store import keys

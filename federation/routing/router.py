@@ -122,16 +122,23 @@ class Router:
 
     def others(self) -> list[RemoteColony]:
         """Return every known colony, with what it offers us."""
-        return [
+        peers = self.context.peers
+        away = [
+            RemoteColony(peerid, name, "", petname=name)
+            for peerid, name in peers.petnames.all().items()
+            if peerid not in peers.known
+        ]
+        return away + [
             RemoteColony(
                 entry.peer.id,
-                self.context.peers.name(entry.peer.id),
+                peers.name(entry.peer.id),
                 entry.peer.state,
                 self.capability_cache.get(entry.peer.id),
                 self.capability_cache.age(entry.peer.id),
                 entry.peer.mismatch,
+                peers.petname(entry.peer.id),
             )
-            for entry in self.context.peers.known.values()
+            for entry in peers.known.values()
         ]
 
     def decision(self, subject: RoutedProcess, *, thorough: bool = False) -> RouteDecision:

@@ -101,7 +101,8 @@ class LocalExecutors:
 class RemoteColony:
     """A colony that may take the process. `age` is that of its statement, in seconds.
 
-    `mismatch` says why no process can go there whatever it offers, or "".
+    `mismatch` says why no process can go there whatever it offers, or "". `petname` is our owner's
+    name for it, or "".
     """
 
     id: str
@@ -110,6 +111,7 @@ class RemoteColony:
     statement: Statement | None = None
     age: float | None = None
     mismatch: str = ""
+    petname: str = ""
 
 
 @dataclass(frozen=True)
@@ -239,6 +241,7 @@ def _reached(route: Route, others: Sequence[RemoteColony]) -> list[RemoteColony]
     found: list[RemoteColony] = []
     for text in route.to:
         named = [other for other in others if text == other.id]
+        named = named or [other for other in others if text == other.petname]
         if not named:
             # A name may look like the beginning of another's id: then both fit.
             named = [
@@ -255,7 +258,8 @@ def _reached(route: Route, others: Sequence[RemoteColony]) -> list[RemoteColony]
 
 
 def _option(route: Route, subject: RoutedProcess, other: RemoteColony) -> RouteOption:
-    weight = route.weights.get(other.id, route.weights.get(other.name, 1.0))
+    keys = (other.id, other.petname or other.name, other.name)
+    weight = next((route.weights[each] for each in keys if each in route.weights), 1.0)
     why = barred(subject, other) or ("" if weight > 0 else "its weight is 0")
     if why or other.statement is None:
         return RouteOption(other.id, other.name, why, weight=weight)

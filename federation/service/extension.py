@@ -11,8 +11,10 @@ from typing import Any
 
 import msgspec
 
+from colonyd.errors import TooLarge
 from federation.forward import path as relays
 from federation.inbox.accept import Inbox
+from federation.membership.finder import Finder
 from federation.outbox import evidence as testimony
 from federation.outbox.channels import ChannelSender
 from federation.outbox.outbox import Outbox
@@ -24,7 +26,6 @@ from federation.routing.requeue import Requeuer
 from federation.routing.router import Router
 from federation.wire.messages import MAX_HOPS
 from federation.wire.sizes import FORWARD, forward_size
-from node.model.errors import TooLarge
 from node.model.types import Process
 from node.processes.extension import Addition, Hooks
 
@@ -44,6 +45,7 @@ class NodeExtension(Hooks):
     channel_sender: ChannelSender
     revocation: Revocation
     sender: Sender
+    finder: Finder
 
     # -- questions of the node ----------------------------------------------------------------
 
@@ -68,6 +70,10 @@ class NodeExtension(Hooks):
     def unknown(self, colonyname: str) -> bool:
         """Return whether a name that is no trusted peer's can mean no colony at all."""
         return self.exchange.members is not None and not self.hosts(colonyname)
+
+    async def stranger(self, colonyname: str) -> str:
+        """Return what a look-up finds of a colony that is not trusted, as a message; else ""."""
+        return await self.finder.stranger(colonyname)
 
     def may_leave(self, process: Process) -> str:
         """Return the route that may send the process away after a long enough wait, or ""."""
@@ -124,9 +130,9 @@ class NodeExtension(Hooks):
         """Move the deadlines of the processes that are on their way, by `by` ns."""
         await self.sender.clock_set(by, before)
 
-    def submitted(self, process: Process) -> None:
+    def submitted(self, process: Process, revision: int = 0) -> None:
         """Wake the sender. If the peer was blocked meanwhile, wake the revocation."""
-        self.outbox.touched(process)
+        self.outbox.submitted(process, revision)
         if self.peers.state(process.peer) == BLOCKED:
             self.revocation.begin()
 

@@ -39,7 +39,7 @@ class PeerGuide(Guide):
 
     async def renew(self, address: str) -> None:
         """Fetch the card at an address of the peer, and store it. Raises TransportError."""
-        await self.fetch(address, self.entry.peer.id)
+        await self.fetch(address, self.entry.peer.wire)
 
     def around(self) -> Carrier | None:
         """Return the way through a mailbox, or None if the peer is reached without one."""
@@ -48,6 +48,10 @@ class PeerGuide(Guide):
     def measure(self) -> None:
         """Wake the probe of the peer, which measures its clock and tells that the peer is back."""
         self.probes[self.entry.peer.id].wake()
+
+    def misled(self, mailbox: str) -> None:
+        """Prefer the peer's other mailboxes for a while."""
+        self.mailboxes.misled(mailbox, self.entry)
 
     async def follow(self, successors: list[Successor]) -> None:
         """Record the peer's change of keys. Raises Rejected."""

@@ -12,15 +12,20 @@ from pathlib import Path
 
 import trio
 
+from colonyd.errors import RpcError
+from colonyd.keys import PrivateKey
+from federation.dht.wide import WideLookup
 from federation.inbox.accept import Inbox
 from federation.inbox.channels import ChannelReceiver
 from federation.inbox.outcomes import OutcomeQueue
 from federation.inbox.updates import UpdatePublisher
 from federation.limits.accounts import PeerQuotas
 from federation.membership.bootstrap import Bootstrap
+from federation.membership.finder import Finder
 from federation.membership.gossip import Gossip
 from federation.membership.invitations import Invitations
 from federation.membership.join import Joiner
+from federation.membership.opening import CardDesk
 from federation.membership.probe import Prober
 from federation.membership.rotation import Rotation
 from federation.membership.trust import TrustAdmin
@@ -40,6 +45,9 @@ from federation.peers.keys import Keys
 from federation.peers.owncard import OwnCard
 from federation.peers.policy import of_config
 from federation.peers.registry import BLOCKED, TRUSTED, Peers, PeerState
+from federation.reach.dialback import DialBack
+from federation.reach.seeker import MailboxSeeker
+from federation.reach.verdict import Reach, Verdict
 from federation.routing.capabilities import CapabilityCache
 from federation.routing.exchange import Exchange
 from federation.routing.requeue import Requeuer
@@ -51,7 +59,7 @@ from federation.service.links import PeerGuide
 from federation.service.server import Server
 from federation.service.sessions import PeerSessions
 from federation.transport.connection import Guide, PeerConnection
-from federation.transport.mailbox import Mailbox, MailboxPoller, Reachability
+from federation.transport.mailbox import Mailbox, MailboxPoller, MailboxTerms, Reachability
 from federation.transport.tls import make_certificate, server_context
 from federation.wire.clock import SigningClock
 from federation.wire.signer import Signer
@@ -60,12 +68,10 @@ from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.files.catalog import Files
 from node.host.config import Config
-from node.host.keys import PrivateKey
 from node.host.log import get_logger
 from node.http.listeners import addresses_of, bound_port, open_listeners
 from node.http.server import Limits, serve_http
 from node.members.service import Members
-from node.model.errors import RpcError
 from node.processes.assignment import Assigner
 from node.processes.service import Processes
 from node.tasks.containment import contained, keep_going
@@ -74,6 +80,7 @@ from node.tasks.sync import WakeUps
 _TICK = 0.5  # seconds between checks of deadlines
 _LOOK = 0.5  # seconds between checks of the queue and of our capabilities
 _CLOCK = 60.0
+_STRANGERS = 62.0  # a little more than the rest of an address that was tried
 _SWEEP = 3600.0
 _OF_A_PEER = 64  # connections from one address or peer
 _FLUSH = 3.0  # seconds to finish messages on their way when draining
@@ -113,6 +120,7 @@ class Federation:
         self.memory = HighWater(client, self.keys, clock)
         lan, default = settings.trust == "lan", of_config(settings.policy)
         self.peers = Peers(client, self.keys, self.signer, lan, default=default)
+        self.peers.petnames.shared = settings.share_names
         self.context = context = Context(
             home_name,
             self.signer,
@@ -146,7 +154,14 @@ class Federation:
         self.prober = Prober(
             context, self.outbox, self.own_card, self.rotation, self.probes, self.connections
         )
-        self.sender = Sender(context, self.outbox, self.file_transfer, self.prober, settings.hops)
+        self.sender = Sender(
+            context,
+            self.outbox,
+            self.file_transfer,
+            self.prober,
+            settings.hops,
+            self.capability_cache.together,
+        )
         update_consumer = UpdateConsumer(context, self.outbox, peer_quotas)
         self.outcome_poller = OutcomePoller(context, self.outbox, update_consumer)
         self.channel_sender = ChannelSender(context, self.outbox)
@@ -161,14 +176,51 @@ class Federation:
 
         # Bootstrap and trust.
         self.monitor = NetworkMonitor(settings.interfaces)
-        self.bootstrap = Bootstrap(context, self.probes)
+        self.bootstrap = Bootstrap(context, self.probes, settings.wide)
+        self.reach = Reach()
+        self.finder = Finder(context, self.bootstrap, self.outbox, self.own_card)
+        if settings.wide:
+            self.finder.wide = WideLookup(
+                self.finder,
+                self.monitor,
+                directory,
+                settings.host,
+                settings.dht_port,
+                settings.bootstrap,
+                context.chance,
+                settings.map_port and not is_loopback(settings.host),
+            )
+        self.dial_back = DialBack(
+            context,
+            self.own_card,
+            self.reach,
+            self.monitor,
+            self.connections,
+            self.probes,
+            self.finder.port,
+            settings.wide,
+            self.finder.wide,
+            private=bool(settings.bootstrap),
+            loopback=is_loopback(settings.host),
+        )
         self.gossip = Gossip(context, self.own_card, settings.introductions)
-        self.invitations = Invitations(context, self.own_card)
-        self.joiner = Joiner(context, self.own_card)
+        self.invitations = Invitations(
+            context,
+            self.own_card,
+            settings.wide,
+            lambda: settings.wide and self.reach.verdict is Verdict.UNREACHABLE,
+        )
+        self.card_desk = CardDesk(context, self.own_card)
         self.trust_admin = TrustAdmin(context, assigner, self.revocation, self.fetch)
 
         # The endpoints that peers call, and our connections to peers.
-        self.mailbox = Mailbox(self.signer, self.peers, self.prober.greeted)
+        self.mailbox = Mailbox(
+            self.signer,
+            self.peers,
+            self.prober.greeted,
+            settings.wide and settings.mailbox.strangers,
+        )
+        self.finder.clients = self.mailbox.clients
         self.server = Server(
             self.signer,
             self.peers,
@@ -183,10 +235,30 @@ class Federation:
                 *ChannelReceiver(context, peer_quotas).endpoints(),
                 *self.file_transfer.endpoints(),
                 *self.gossip.endpoints(),
+                *self.dial_back.endpoints(),
             ],
+            self.mailbox.card_of,
+            self.dial_back.shown,
         )
-        self.mailbox_poller = MailboxPoller(self.server.handle, context.chance)
-        self.reachability = Reachability(context, self.mailbox, self.connections)
+        self.reachability = Reachability(
+            context,
+            self.mailbox,
+            self.connections,
+            self.connection_to,
+            self.own_card.card,
+            self.finder.seek_mailbox,
+            settings.wide,
+        )
+        self.joiner = Joiner(context, self.own_card, self.finder, self.reachability)
+        self.mailbox_seeker = MailboxSeeker(
+            context, settings, self.reach, self.reachability, self.own_card, self.probes
+        )
+        self.prober.offer = self.mailbox_seeker.offer
+        terms = MailboxTerms(self.peers, self.invitations.names, settings.wide)
+        self.invitations.changed = terms.changed.wake
+        self.mailbox_poller = MailboxPoller(
+            self.server.handle, context.chance, terms, self.mailbox_seeker.answered
+        )
         self.peer_sessions = PeerSessions(
             self.connections,
             self.connection_to,
@@ -213,7 +285,9 @@ class Federation:
             channel_sender=self.channel_sender,
             revocation=self.revocation,
             sender=self.sender,
+            finder=self.finder,
         )
+        self.peers.watch(lambda _: terms.changed.wake())
         # Nearly every part handles a peer that changes, so this comes last.
         self.peers.watch(self._changed)
 
@@ -277,14 +351,21 @@ class Federation:
         nursery.start_soon(keep_going, "blocks", self.revocation.run)
         nursery.start_soon(self._every, _LOOK, self._look_around)
         nursery.start_soon(keep_going, "meeting", self.bootstrap.run)
+        nursery.start_soon(self._every, _STRANGERS, self.bootstrap.refresh)
         if self.config.federation.discovery:
             hear = functools.partial(discover, self._advert, self.bootstrap.heard, self.monitor)
             nursery.start_soon(keep_going, "discovery", hear)
+        nursery.start_soon(keep_going, "mailboxes of others", self.reachability.close_unused)
+        if self.config.federation.wide:
+            nursery.start_soon(keep_going, "mailboxes of ours", self.mailbox_seeker.run)
+        if self.finder.wide is not None:
+            nursery.start_soon(keep_going, "look-up in the DHT", self.finder.wide.run)
+            nursery.start_soon(keep_going, "dial-back", self.dial_back.run)
         for peer in self.config.peers:
             meet = functools.partial(self.bootstrap.meet, peer.url, peer.id)
             nursery.start_soon(keep_going, f"configured peer {peer.url}", meet)
             if peer.mailbox:
-                self.reachability.polled(peer.id).set()
+                self.reachability.configure(peer.id)
         for entry in self.peers.trusted():
             self._changed(entry.peer.id)
 
@@ -316,7 +397,9 @@ class Federation:
         await self.peers.look_again()
         await self.invitations.load()
         self.gossip.prune()
-        if await self.own_card.moved():
+        moved = await self.own_card.moved()
+        # A mailbox may have another key by now.
+        if await self.own_card.polls(self.reachability.mailboxes()) or moved:
             self.probes.wake()
 
     async def _sweep(self) -> None:
@@ -354,8 +437,10 @@ class Federation:
             except (EtcdError, RpcError) as error:
                 log.warning("card not renewed", error=error)  # it is renewed again within a minute
             if moves != before:
-                for connection in list(self.connections.values()):
+                for connection in [*self.connections.values(), *self.reachability.borrowed()]:
                     await connection.close()  # a connection from where we were may hang for long
+                for entry in self.peers.trusted():
+                    entry.undialed = False
             self.probes.wake()
 
     # -- peers ---------------------------------------------------------------------------
@@ -382,8 +467,8 @@ class Federation:
     async def _needed(self, connection: PeerConnection) -> None:
         """Return once a peer is reached, or there is something for it, or we poll its mailbox."""
         wakeup = self.outbox.wakeup(connection.id).event
-        polled = self.reachability.polled(connection.id)
-        if not self.outbox.outstanding(connection.id) and not polled.is_set():
+        polled = self.reachability.polls(connection.id)
+        if not self.outbox.outstanding(connection.id) and not polled:
             await wakeup.wait()
 
     async def _probe_forever(self, connection: PeerConnection) -> None:
@@ -396,9 +481,12 @@ class Federation:
         await self.gossip.exchange_forever(connection, self.outbox.returned(connection.id))
 
     async def _collect_forever(self, connection: PeerConnection) -> None:
-        await self.reachability.polled(connection.id).wait()
-        await self.own_card.polls(self.reachability.mailboxes())
-        self.probes.wake()
+        await self.reachability.while_polled(connection, self._collect)
+
+    async def _collect(self, connection: PeerConnection) -> None:
+        """Poll a peer's mailbox, after our peers are told that it is one of ours."""
+        if await self.own_card.polls(self.reachability.mailboxes()):
+            self.probes.wake()
         await self.mailbox_poller.collect_forever(connection)
 
     def connection_to(self, entry: PeerState) -> PeerConnection:

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from colonyd.errors import NotFound
+from colonyd.keys import id_of, verify_es256k
 from federation.forward import chain as chains
 from federation.forward import machine
 from federation.forward import path as relays
@@ -20,9 +22,7 @@ from federation.wire.envelope import Kind, Rejected, inspect
 from federation.wire.json import apart
 from federation.wire.messages import Outcome, load
 from node.etcd.pressure import Need
-from node.host.keys import id_of, verify_es256k
 from node.model.codec import unpack, wire_process, wire_time
-from node.model.errors import NotFound
 from node.model.types import Process, State
 from node.rpc.calls import Caller, Calls, Who
 from node.rpc.requests import ProcessById

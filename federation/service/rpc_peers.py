@@ -5,10 +5,12 @@ The table holds who may call a row. `membership.trust` holds what a row does.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
 
+from colonyd.errors import Invalid
 from federation.membership.rotation import Rotated
 from federation.peers.clock import PeerClock
 from federation.peers.policy import Policy, PolicyError, changed, read
@@ -21,13 +23,14 @@ from federation.wire import invitation as tokens
 from federation.wire.envelope import Rejected
 from node.etcd.pressure import Need
 from node.host.home import Home
-from node.model.errors import Invalid
 from node.rpc.calls import Caller, Calls, Who
 from node.rpc.requests import Empty
 
+_ID = re.compile(r"[0-9a-f]{64}")
+
 
 class ByPeer(msgspec.Struct):
-    """A peer by id, unique beginning of an id, or name."""
+    """A peer by id, unique beginning of an id, petname, or name."""
 
     peer: str
 
@@ -62,6 +65,25 @@ class SetPolicy(PolicyRequest, kw_only=True):
     default: bool = False
 
 
+class NamePeer(msgspec.Struct):
+    """A peer, or any colony by its whole id, and our name for it; "" takes the name back."""
+
+    peer: str
+    name: str = ""
+
+
+class ShowCard(msgspec.Struct):
+    """A peer whose card is wanted; "" for our own."""
+
+    peer: str = ""
+
+
+class OpenCard(msgspec.Struct):
+    """The link of a card."""
+
+    link: str
+
+
 class Invite(PolicyRequest, kw_only=True):
     """Make an invitation for `expires` seconds. Without `addresses`, it has our card's."""
 
@@ -90,10 +112,12 @@ def peer_view(federation: Federation, entry: PeerState) -> dict[str, Any]:
     return {
         "id": peer.wire,
         "name": peer.name,
+        "petname": federation.peers.petname(peer.id),
         "said": peer.said,
         "ambiguous": federation.peers.ambiguity(peer.name) if peer.state == TRUSTED else "",
         "state": peer.state,
         "endpoints": (addresses := entry.addresses()),
+        "mailboxes": peer.mailboxes,
         "impossible": {
             address: why
             for address in addresses
@@ -110,6 +134,10 @@ def peer_view(federation: Federation, entry: PeerState) -> dict[str, Any]:
         "ending": peer.ending,
         "clock": clock_view(entry.clock),
         "introducedby": [federation.peers.name(by) for by in federation.peers.introducers(peer.id)],
+        "calledby": [
+            {"by": federation.peers.name(by), "name": name}
+            for by, name in sorted(federation.peers.called_by(entry).items())
+        ],
         "distance": peer.distance,
         "former": [{"id": each.id, "until": each.until} for each in peer.former],
     }
@@ -135,10 +163,10 @@ async def get_peer(federation: Federation, caller: Caller, request: ByPeer) -> d
 @calls.row("trustpeermsg", TrustPeer, Who.OWNER, reply="Peer", need=Need.WORKS)
 async def trust(federation: Federation, caller: Caller, request: TrustPeer) -> dict[str, Any]:
     """Trust a colony: it may send work here, and takes work from here."""
-    present = federation.peers.policy(federation.peers.find(request.peer).peer.id)
-    return peer_view(
-        federation, await federation.trust_admin.trust(request.peer, request.over(present))
-    )
+    entry = federation.peers.get(request.peer) or await federation.finder.locate(request.peer)
+    entry = entry or federation.peers.find(request.peer)
+    policy = request.over(federation.peers.policy(entry.peer.id))
+    return peer_view(federation, await federation.trust_admin.trust(entry.peer.id, policy))
 
 
 @calls.row("setpeerpolicymsg", SetPolicy, Who.OWNER, reply="Peer", need=Need.FREES)
@@ -152,10 +180,55 @@ async def set_policy(federation: Federation, caller: Caller, request: SetPolicy)
     return peer_view(federation, await federation.trust_admin.set_policy(entry.peer.id, chosen))
 
 
+@calls.row("namepeermsg", NamePeer, Who.OWNER, reply="{id, petname}", need=Need.WORKS)
+async def name(federation: Federation, caller: Caller, request: NamePeer) -> dict[str, Any]:
+    """Give a colony a name of this colony's own, or take it back."""
+    peers, text = federation.peers, request.peer
+    known = peers.petnames.id_of(text) or (text if _ID.fullmatch(text) else "")
+    peerid = peers.index.root(known or peers.find(text).peer.id)
+    if not request.name:
+        await peers.unname(peerid)
+    elif peers.is_me(peerid):
+        raise Invalid("peer: that is this colony; its own name was given by `colony init`")
+    elif request.name == federation.home or federation.hooks.hosts(request.name):
+        raise Invalid(f"petname: {request.name!r} is the name of a colony on this server")
+    else:
+        await peers.call(peerid, request.name)
+    return {"id": peers.present(peerid), "petname": request.name}
+
+
+@calls.row("getpetnamesmsg", Empty, Who.OWNER, reply="{id, petname}[]")
+async def petnames(federation: Federation, caller: Caller, request: Empty) -> list[dict[str, str]]:
+    """Return the names that this colony gave others, also those that are not known now."""
+    peers = federation.peers
+    found = [(name, peers.present(each)) for each, name in peers.petnames.all().items()]
+    return [{"id": peerid, "petname": name} for name, peerid in sorted(found)]
+
+
+@calls.row("getcardmsg", ShowCard, Who.OWNER, reply="Card", need=Need.FREES)
+async def card(federation: Federation, caller: Caller, request: ShowCard) -> dict[str, Any]:
+    """Return a colony's signed card, and the link with which another daemon opens it."""
+    entry = federation.peers.find(request.peer) if request.peer else None
+    return federation.card_desk.show(entry)
+
+
+@calls.row("opencardmsg", OpenCard, Who.OWNER, reply="Peer", need=Need.FREES)
+async def open_card(federation: Federation, caller: Caller, request: OpenCard) -> dict[str, Any]:
+    """Check the card in a link, and list its colony as pending; nobody is trusted by it."""
+    return peer_view(federation, await federation.card_desk.open(request.link))
+
+
 @calls.row("blockpeermsg", ByPeer, Who.OWNER, reply="Peer", need=Need.FREES)
 async def block(federation: Federation, caller: Caller, request: ByPeer) -> dict[str, Any]:
     """Block a colony: refuse its messages, and end its processes here and ours there."""
     return peer_view(federation, await federation.trust_admin.block(request.peer))
+
+
+@calls.row("forgetpeermsg", ByPeer, Who.OWNER, reply="{id, name, state}", need=Need.FREES)
+async def forget(federation: Federation, caller: Caller, request: ByPeer) -> dict[str, Any]:
+    """Remove a colony that is not trusted from the list; one that was blocked is a stranger."""
+    peer = (await federation.trust_admin.forget(request.peer)).peer
+    return {"id": peer.wire, "name": peer.name, "state": peer.state}
 
 
 @calls.row(

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
+from colonyd.errors import Invalid
 from federation.forward import path as relays
 from federation.forward.machine import Forward
 from federation.peers.policy import opening
 from federation.routing.capabilities import Statement
 from federation.routing.rules import Route, RouteOption, RouteReport, odds
 from node.etcd.pressure import Need
-from node.model.errors import Invalid
 from node.model.types import FunctionSpec
 from node.rpc.calls import Caller, Calls, Who
 from node.rpc.requests import Empty
@@ -95,7 +95,7 @@ def explanation(federation: Federation, spec: FunctionSpec, age: float) -> dict[
         return base | {"stays": False, "why": reason, "choices": [only], "needs": needs}
     subject = router.subject(spec, age)
     decision = router.decision(subject, thorough=True)
-    reports = [_report(report) for report in decision.reports]
+    reports = [_report(federation, report) for report in decision.reports]
     if decision.report is None:
         return base | {"stays": True, "why": decision.stays, "routes": reports}
     eligible = decision.report.eligible
@@ -111,9 +111,12 @@ def explanation(federation: Federation, spec: FunctionSpec, age: float) -> dict[
 
 def _needs(federation: Federation, target: str, peer: str) -> list[dict[str, str]]:
     """Return what each owner on the way to a target must allow, with the command for it."""
-    way = relays.segments(target)
-    if federation.peers.named(way[0]) is None:
-        way = [federation.peers.name(peer), *way]  # one that a peer introduced
+    peers, way = federation.peers, relays.segments(target)
+    if peers.named(way[0]) is None:
+        way = [peers.name(peer), *way]  # one that a peer introduced
+    # The other owners know nothing of our petnames.
+    owned = [(each, peers.petnames.id_of(each)) for each in way]
+    way = [peers.name(owner) if owner else each for each, owner in owned]
     needs: list[dict[str, str]] = []
     for hops, (before, here) in enumerate(itertools.pairwise([federation.home, *way]), 1):
         command = opening(before, hops=hops, further=hops < len(way))
@@ -122,19 +125,20 @@ def _needs(federation: Federation, target: str, peer: str) -> list[dict[str, str
     return needs
 
 
-def _report(report: RouteReport) -> dict[str, Any]:
+def _report(federation: Federation, report: RouteReport) -> dict[str, Any]:
     return route_view(report.route) | {
         "matches": report.matches,
         "holds": report.holds,
         "why": report.why,
-        "peers": [_option(option) for option in report.options],
+        "peers": [_option(federation, option) for option in report.options],
     }
 
 
-def _option(option: RouteOption) -> dict[str, Any]:
+def _option(federation: Federation, option: RouteOption) -> dict[str, Any]:
     return {
         "id": option.id,
         "name": option.name,
+        "petname": federation.peers.petname(option.id),
         "eligible": option.eligible,
         "why": option.why,
         "load": option.load,

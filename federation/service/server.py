@@ -13,28 +13,39 @@ from dataclasses import InitVar, dataclass, field
 
 import msgspec
 
+from colonyd.errors import RpcError
 from federation.limits.accounts import PeerQuotas
 from federation.limits.admission import Admission
 from federation.peers.log_limit import LogLimiter
 from federation.peers.registry import BLOCKED, TRUSTED, Peers
 from federation.peers.successions import follow
+from federation.transport.dial import DIAL
 from federation.transport.endpoint import Endpoint
 from federation.wire.address import is_near, source_of
 from federation.wire.card import VERSION, Card, open_card
 from federation.wire.envelope import Kind, Rejected, VerifiedMessage, inspect, open_envelope
 from federation.wire.invitation import KNOCK
-from federation.wire.messages import SIGNED, Hello, SignedRefusal, load
+from federation.wire.messages import (
+    SIGNED,
+    Answer,
+    Hello,
+    Receipts,
+    SignedRefusal,
+    Submits,
+    load,
+)
 from federation.wire.refusals import BROUGHT, Refusal, RefusalBody, refusal_of, store_full
 from federation.wire.signer import Signer
-from federation.wire.sizes import MAX_BODY, SIZES
+from federation.wire.sizes import ANSWER, MAX_BODY, SIZES
 from node.etcd.errors import EtcdError, StoreFull
 from node.host.log import get_logger
 from node.http.server import Request, Response
-from node.model.errors import RpcError
+from node.tasks.sync import gather
 
 # Paths of forwards in version 1 of the protocol. Its answers name ids only, which proves too
 # little.
 _FORMER = ("/v1/submit", "/v1/cancel", "/v1/outcomes")
+_CARDS = "/v1/card/"  # cards of others, by their keys in the DHT
 _INTRODUCING = (Kind.HELLO, Kind.JOIN)  # these messages carry the sender's card
 
 log = get_logger("gate")
@@ -42,13 +53,19 @@ log = get_logger("gate")
 
 @dataclass
 class Server:
-    """Answers requests of peers at `endpoints`. `card` returns our signed card."""
+    """Answers requests of peers at `endpoints`.
+
+    `card` returns our signed card, `card_of` that of a colony which is found through us, by its
+    key in the DHT. `shown` gets the header DIAL of whoever fetches our card.
+    """
 
     signer: Signer
     peers: Peers
     peer_quotas: PeerQuotas
     card: Callable[[], bytes]
     endpoints: InitVar[Iterable[Endpoint]]
+    card_of: Callable[[str], bytes | None] = lambda key: None
+    shown: Callable[[str], None] = lambda nonce: None
     counters: Counter[str] = field(default_factory=Counter)
     _admission: Admission = field(default_factory=Admission)
     _log_limiter: LogLimiter = field(default_factory=LogLimiter)
@@ -90,7 +107,7 @@ class Server:
             issuer = inspect(request.body, limit=MAX_BODY).issuer
         except Rejected:
             return b""
-        movable = request.path == "/v2/submit" and self.peers.get(issuer) is not None
+        movable = request.path.startswith("/v2/submit") and self.peers.get(issuer) is not None
         if refusal.code == "stranger_rate" and not movable:
             # A message refused before its signature was checked is not worth a signature of ours.
             return b""
@@ -109,7 +126,14 @@ class Server:
         if request.path == "/v1/card":
             if request.method != "GET":
                 raise Refusal(405, "method", "GET the card")
+            if nonce := request.headers.get(DIAL):
+                self.shown(nonce)
             return Response(200, self.card(), "application/cbor")
+        if request.path.startswith(_CARDS) and request.method == "GET":
+            found = self.card_of(request.path.removeprefix(_CARDS))
+            if found is None:
+                raise Refusal(404, "not_found", "no colony of this key is found through this one")
+            return Response(200, found, "application/cbor")
         if request.path in _FORMER:
             raise Refusal(
                 400,
@@ -127,18 +151,55 @@ class Server:
         if endpoint.knock is not None:
             endpoint.knock(request.remote, request.headers.get(KNOCK, ""), request.body)
         opened = await self._identify(request, endpoint)
-        if not endpoint.public and (refusal := request.signed(opened.issuer)):
+        trusted = bool(self._trusted(opened.issuer)) and not endpoint.public
+        if trusted and (refusal := request.signed(opened.issuer)):
             raise Refusal(503, "busy", refusal, again=2)
-        public, message = endpoint.public, self.peer_quotas.message
+        message = self.peer_quotas.message
         try:
-            with nullcontext() if public else message(opened.issuer, endpoint.kind):
-                answer = await endpoint.action(opened, request.body)
+            with message(opened.issuer, endpoint.kind) if trusted else nullcontext():
+                if endpoint.action is not None:
+                    answer = await endpoint.action(opened, request.body)
+                elif endpoint.placed is not None:
+                    answer = await endpoint.placed(opened, request.remote)
+                else:
+                    answer = await self._each(opened, request, endpoint.each)
         except Refusal as refusal:
             if endpoint.keep is not None and request.remote == BROUGHT:
                 refusal.kept = await endpoint.keep(opened, refusal)
             raise
         self.counters[f"ok_{endpoint.kind.value}"] += 1
         return Response(200, answer, "application/cose")
+
+    async def _each(self, opened: VerifiedMessage, request: Request, path: str) -> bytes:
+        """Answer each message inside of one, as if it had come alone. Raises Rejected (malformed).
+
+        So each has its own checks, quotas, refusal and transaction, and none touches another.
+        """
+        inside = load(opened.payload, Submits).submits
+
+        async def one(data: bytes) -> Answer:
+            if self.peers.index.root(inspect(data, limit=len(data)).issuer) != opened.issuer:
+                raise Rejected("malformed", "a message of another colony")
+            alone = Request("POST", path, "", {}, data, request.remote)
+            response = await self.handle(alone)
+            if len(response.body) > ANSWER:
+                # The sender would not read so much of an answer at `path`, either.
+                return Answer(503, b"")
+            again = dict(response.headers).get("retry-after", "0")
+            return Answer(response.status, response.body, int(again))
+
+        async def answer(data: bytes) -> Answer:
+            try:
+                return await one(data)
+            except Rejected as rejected:
+                refused = self._refuse(refusal_of(rejected))
+                return Answer(refused.status, refused.body)
+            except Exception:
+                log.exception("one of several submissions failed", peer=opened.issuer)
+                return Answer(500, b"")
+
+        answers = await gather(answer, inside, len(inside))
+        return self.signer.seal(Kind.RECEIPTS, opened.issuer, Receipts(answers))
 
     async def _identify(self, request: Request, endpoint: Endpoint) -> VerifiedMessage:
         """Open a message, and return it with the id under which its sender is kept.
@@ -147,22 +208,43 @@ class Server:
         """
         kind = endpoint.kind
         card = self._card_in(request, endpoint) if kind in _INTRODUCING else None
-        opened = self._open(request, endpoint, card)
+        guest = self._guest(request, endpoint) if endpoint.guest is not None else None
+        opened = self._open(request, endpoint, card or guest)
         if card is not None and kind is Kind.HELLO:
             hello = load(opened.payload, Hello)
             await self._follow(hello)
             self._count_card(card)
             near, source = is_near(request.remote), source_of(request.remote)
-            await self.peers.learn(card, hello.card, near=near, source=source)
+            entry = await self.peers.learn(card, hello.card, near=near, source=source)
+            if entry is not None:
+                entry.lastseen = self.signer.clock.seconds
         root = self.peers.index.root(opened.issuer)
         if root != opened.issuer and not endpoint.public:
             opened = msgspec.structs.replace(opened, issuer=root, signer=opened.issuer)
-        self._demand_trust(opened.issuer, public=endpoint.public)
+        self._demand_trust(opened.issuer, public=endpoint.public or guest is not None)
         return opened
+
+    def _guest(self, request: Request, endpoint: Endpoint) -> Card | None:
+        """Return the card of a sender that is not trusted, None for a trusted one.
+
+        Raises Refusal or Rejected.
+        """
+        seen = inspect(request.body, limit=endpoint.limit)
+        if self._trusted(seen.issuer) or endpoint.guest is None:
+            return None
+        self._demand_trust(seen.issuer, public=True)
+        try:
+            return endpoint.guest(seen, request.remote)
+        except Refusal as refusal:
+            if refusal.status == 403:
+                # Nobody expects it: it counts with all that strangers send.
+                self._admission.stranger(request.remote, self.signer.clock.steady())
+            raise
 
     def _open(self, request: Request, endpoint: Endpoint, card: Card | None) -> VerifiedMessage:
         """Open a message. A message of a colony that is not trusted is counted first."""
-        name, mistakes = "", True
+        # To look for the mistake in a guest's message would cost a check for each kind.
+        name, mistakes = "", endpoint.guest is None
 
         def key_of(issuer: str) -> bytes | None:
             nonlocal name, mistakes
@@ -253,5 +335,5 @@ class Server:
             raise Refusal(
                 403,
                 "untrusted",
-                f"this colony does not trust yours yet; there: colony peers trust {issuer[:12]}",
+                f"this colony does not trust yours yet; there: colony peer trust {issuer[:12]}",
             )

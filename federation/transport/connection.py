@@ -14,6 +14,7 @@ from typing import Protocol
 import msgspec
 import trio
 
+from colonyd.http import reason_of
 from federation.peers.clock import ClockReading, apart, bridgeable, read, told
 from federation.peers.registry import TRUSTED, PeerState
 from federation.transport.dial import fetch_card, find, pool
@@ -24,15 +25,13 @@ from federation.wire.envelope import Kind, Rejected, VerifiedMessage, inspect, o
 from federation.wire.messages import MOST, SIGNED, Hello, SignedRefusal, Successor, load
 from federation.wire.refusals import Proof, RefusalBody
 from federation.wire.signer import Signer
-from federation.wire.sizes import ANSWERS, SIZES
+from federation.wire.sizes import ANSWER, ANSWERS, SIZES
 from node.host.log import get_logger
-from node.http.client import reason_of
 from node.http.pool import NoAnswer, NoSlot, NotSent, Pool
 from node.model.types import SECOND
 
 __all__ = ["Guide", "PeerConnection", "PeerResponse", "fetch_card"]
 
-_REFUSAL_LIMIT = 4096
 _LARGE = 1_000_000  # bytes from which an answer is opened in a thread
 _LONGEST_WAIT = 300
 _MOST_ADDRESSES = 16
@@ -51,13 +50,14 @@ log = get_logger("transport")
 class PeerResponse(msgspec.Struct, frozen=True):
     """An answer as it came: HTTP status, the header `retry-after`, the body.
 
-    `brought`: another colony carried message and answer.
+    `brought`: another colony carried message and answer, the `mailbox` if the peer polls it.
     """
 
     status: int
     retry_after: str
     data: bytes
     brought: bool = False
+    mailbox: str = ""
 
 
 class Guide(Protocol):
@@ -79,6 +79,10 @@ class Guide(Protocol):
 
     async def follow(self, successors: list[Successor]) -> None:
         """Record the peer's change of keys. Raises Rejected."""
+        return
+
+    def misled(self, mailbox: str) -> None:
+        """Take note of a mailbox that brought an answer which the peer did not sign."""
         return
 
     def headers(self, body: bytes) -> Mapping[str, str]:
@@ -112,6 +116,11 @@ class PeerConnection:
     def wire(self) -> str:
         """Return the peer's present id."""
         return self.entry.peer.wire
+
+    @property
+    def remote(self) -> str:
+        """Return the IP address that we are connected to, "" while we are not."""
+        return self._http.remote if self._http is not None else ""
 
     def key_of(self, issuer: str) -> bytes | None:
         """Return the peer's key of this id, if it is valid now."""
@@ -153,6 +162,7 @@ class PeerConnection:
                     )
                 except (ValueError, TransportError) as error:
                     problems.append(reason_of(error))
+            self.entry.undialed = True
             raise Unsent("; ".join(problems[:3]) or "no address is known")
 
     @property
@@ -225,7 +235,7 @@ class PeerConnection:
                     path,
                     body,
                     headers,
-                    limit=lambda status: limit if status == 200 else _REFUSAL_LIMIT,
+                    limit=lambda status: limit if status == 200 else ANSWER,
                     patience=_PATIENCE + wait,
                 )
         except NoSlot as error:
@@ -246,15 +256,27 @@ class PeerConnection:
         `wait` is how long the peer may wait with its answer, in seconds. Raises TransportError.
         """
         answer = await self.exchange(path, body, wait)
+        opened = await self.read(answer, path, body, kind)
+        self._heard()
+        return opened, answer.data
+
+    async def read(
+        self, answer: PeerResponse, path: str, body: bytes, kind: Kind
+    ) -> VerifiedMessage:
+        """Return the verified answer, of `kind`, to a message. Raises TransportError."""
         if answer.status != 200:
             refusal = _refusal(answer)
             raise self._failure(answer, refusal, path, body)
         try:
-            opened = await self._open_large(answer.data, kind)
+            return await self._open_large(answer.data, kind)
         except Rejected as error:
+            self._doubt(answer)
             raise Lost(f"the answer is not valid: {error}") from None
-        self._heard()
-        return opened, answer.data
+
+    def _doubt(self, answer: PeerResponse) -> None:
+        """Note an answer that proves nothing: a mailbox may have made it up."""
+        if answer.mailbox:
+            self.guide.misled(answer.mailbox)
 
     def _heard(self) -> None:
         """Note that the peer answered. After an error, its probe tells all that it is back."""
@@ -329,6 +351,7 @@ class PeerConnection:
                 # an older release has no nonce: check its time instead
                 self._open(answer.data, Kind.HELLO)
         except Rejected as error:
+            self._doubt(answer)
             raise Lost(f"the answer is not valid: {error}") from None
         if hello.clock and hello.nonce == message.nonce:
             self._learn(read(hello.clock, hello.latest, sent, received))
@@ -390,6 +413,7 @@ class PeerConnection:
         message = refusal.message[:1000] or "no reason given"
         denial = self._denial(refusal, path, body)
         if denial is None:
+            self._doubt(answer)
             proof = Proof.CARRIED if brought else Proof.NONE
         elif denial.kept:
             proof = Proof.KEPT

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import httpx
 import trio
 
+from colonyd.http import ask, http_client, reason_of
+from federation.dht.lookups import target
 from federation.transport.errors import TransportError, Unsent
 from federation.transport.tls import TlsError, fetch_certificate, fingerprint_of, trusting
 from federation.wire.address import split_address
@@ -19,11 +21,11 @@ from federation.wire.card import CARD_LIMIT, Card, open_card
 from federation.wire.clock import SigningClock
 from federation.wire.envelope import Rejected
 from node.host.log import get_logger
-from node.http.client import ask, http_client, reason_of
 from node.http.pool import Pool
 from node.http.stream import PromptStream
 
 _TIMEOUT = httpx.Timeout(15.0, connect=5.0, pool=10.0)
+DIAL = "colonyd-dial"  # header with the nonce of a dial-back
 _STAGGER = 0.3  # seconds between two tries of a peer's addresses
 
 log = get_logger("dialing")
@@ -60,28 +62,52 @@ def client(der: bytes, host: str, port: int) -> httpx.AsyncClient:
     return http_client(base_url=_url(host, port), verify=trusting(der), timeout=_TIMEOUT)
 
 
-async def fetch_card(address: str, clock: SigningClock, *, pinned: str = "") -> tuple[Card, bytes]:
+async def fetch_card(
+    address: str, clock: SigningClock, *, pinned: str = "", nonce: str = ""
+) -> tuple[Card, bytes]:
     """Return the verified card at an address, and its bytes.
 
     With `pinned`, a certificate's fingerprint, nothing is sent to a host with another certificate.
+    A `nonce` goes along in the header DIAL.
     Raises TransportError if there is no card, or the card names another certificate.
+    """
+    host, _ = await fetch_cards(address, clock, pinned=pinned, nonce=nonce)
+    return host
+
+
+async def fetch_cards(
+    address: str, clock: SigningClock, wanted: str = "", *, pinned: str = "", nonce: str = ""
+) -> tuple[tuple[Card, bytes], tuple[Card, bytes] | None]:
+    """As `fetch_card`; also return the card of the colony `wanted`, if its mailbox lives there.
+
+    None if it is the same colony, none is wanted, or the colony at the address has no such card.
+    That colony is asked by the key in the DHT: whoever made us come here learns no id.
     """
     try:
         host, port = split_address(address)
         der = await fetch_certificate(host, port)
         if pinned and fingerprint_of(der) != pinned:
-            raise TlsError("shows another certificate than expected")
+            raise TlsError(f"{address}: shows another certificate than expected")
         async with client(der, host, port) as http:
-            reply = await ask(http, "GET", "/v1/card", limit=CARD_LIMIT)
-        if reply.status_code != 200:
-            raise Unsent(f"{address}: no card there (status {reply.status_code})")
-        data = reply.content
-        card = open_card(data, clock.seconds, high_water=clock.floor)
-    except (TlsError, ValueError, httpx.HTTPError, httpx.InvalidURL, Rejected) as error:
+            headers = {DIAL: nonce} if nonce else {}
+            reply = await ask(http, "GET", "/v1/card", limit=CARD_LIMIT, headers=headers)
+            if reply.status_code != 200:
+                raise Unsent(f"{address}: no card there (status {reply.status_code})")
+            data, kept = reply.content, b""
+            card = open_card(data, clock.seconds, high_water=clock.floor)
+            if card.fingerprint != fingerprint_of(der):
+                raise Unsent(f"{address}: shows another certificate than the card there promises")
+            if wanted and wanted != card.id:
+                reply = await ask(http, "GET", f"/v1/card/{target(wanted).hex()}", limit=CARD_LIMIT)
+                kept = reply.content if reply.status_code == 200 else b""
+        client_card = open_card(kept, clock.seconds, high_water=clock.floor) if kept else None
+    except TlsError as error:  # it names the address
+        raise Unsent(reason_of(error)) from None
+    except (ValueError, httpx.HTTPError, httpx.InvalidURL, Rejected) as error:
         raise Unsent(f"{address}: {reason_of(error)}") from None
-    if card.fingerprint != fingerprint_of(der):
-        raise Unsent(f"{address}: shows another certificate than the card there promises")
-    return card, data
+    if client_card is not None and card.id not in client_card.mailboxes:
+        raise Unsent(f"{address}: the colony there is no mailbox of {client_card.id[:12]}")
+    return (card, data), None if client_card is None else (client_card, kept)
 
 
 @dataclass

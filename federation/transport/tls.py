@@ -11,6 +11,7 @@ from functools import cache
 
 import trio
 
+from colonyd.http import reason_of
 from node.host.certificate import (
     TlsError,
     fingerprint_of,
@@ -54,7 +55,7 @@ async def fetch_certificate(host: str, port: int, *, timeout: float = 5.0) -> by
     except trio.TooSlowError:
         raise TlsError(f"{host}:{port}: no TLS handshake within {timeout:g} s") from None
     except (OSError, ssl.SSLError, trio.BrokenResourceError) as error:
-        raise TlsError(f"{host}:{port}: {error.__cause__ or error}") from None
+        raise TlsError(f"{host}:{port}: {reason_of(error.__cause__ or error)}") from None
     if der is None:
         raise TlsError(f"{host}:{port}: showed no certificate")
     return der

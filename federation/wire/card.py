@@ -11,14 +11,22 @@ import re
 
 import msgspec
 
+from colonyd.keys import PrivateKey, id_of
 from federation.wire import cbor
-from federation.wire.envelope import MAX_LIFETIME, Kind, Rejected, inspect, open_envelope, seal
-from node.host.keys import PrivateKey, id_of
+from federation.wire.envelope import (
+    MAX_LIFETIME,
+    Kind,
+    Rejected,
+    UnverifiedMessage,
+    inspect,
+    open_envelope,
+    seal,
+)
 from node.model.ids import valid_name
 
 VERSION = 2  # of the federation protocol
 CARD_LIMIT = 8192  # bytes of a signed card
-_ANYONE = "*"  # a card is addressed to every colony
+ANYONE = "*"  # a card is addressed to every colony
 _MAX_ENDPOINTS = 16
 _MAX_VERSIONS = 16
 _MAX_MAILBOXES = 4
@@ -44,6 +52,26 @@ class Card(msgspec.Struct, frozen=True):
     expires: int  # seconds since the epoch
     mailboxes: list[str] = []  # ids of colonies that it polls, as it cannot be connected to
 
+    @property
+    def cti(self) -> bytes:
+        """Return the name that our own cards have as messages."""
+        return self.sequence.to_bytes(8, "big")
+
+
+def payload_of(card: Card) -> bytes:
+    """Return what is signed of a card, beside its id and times."""
+    body: dict[str, cbor.Value] = {
+        "key": card.public_key,
+        "name": card.name,
+        "seq": card.sequence,
+        "fp": bytes.fromhex(card.fingerprint),
+        "at": card.endpoints,
+        "ver": card.versions,
+    }
+    if card.mailboxes:
+        body["mb"] = card.mailboxes
+    return cbor.encode(body)
+
 
 def sign_card(key: PrivateKey, card: Card, *, issued: int | None = None) -> bytes:
     """Return `card`, signed with its own colony's key.
@@ -56,22 +84,12 @@ def sign_card(key: PrivateKey, card: Card, *, issued: int | None = None) -> byte
     problem = _problem(card)
     if problem:
         raise ValueError(f"card: {problem}")
-    body: dict[str, cbor.Value] = {
-        "key": card.public_key,
-        "name": card.name,
-        "seq": card.sequence,
-        "fp": bytes.fromhex(card.fingerprint),
-        "at": card.endpoints,
-        "ver": card.versions,
-    }
-    if card.mailboxes:
-        body["mb"] = card.mailboxes
     data = seal(
         key,
         Kind.CARD,
-        _ANYONE,
-        cbor.encode(body),
-        cti=card.sequence.to_bytes(8, "big"),
+        ANYONE,
+        payload_of(card),
+        cti=card.cti,
         issued=max(0, card.expires - MAX_LIFETIME) if issued is None else issued,
         expires=card.expires,
     )
@@ -86,11 +104,11 @@ def open_card(data: bytes, now: float, *, high_water: float = 0) -> Card:
     `now` and `high_water` are seconds since the epoch, as for `open_envelope`.
     """
     seen = inspect(data, limit=CARD_LIMIT)
-    card = _parse(seen.payload, seen.issuer, seen.expires)
+    card = card_of(seen)
     open_envelope(
         data,
         kind=Kind.CARD,
-        audience=_ANYONE,
+        audience=ANYONE,
         now=now,
         keys=lambda _: card.public_key,  # its hash is compared with the issuer's id
         limit=CARD_LIMIT,
@@ -115,7 +133,7 @@ def versions_in(data: bytes) -> tuple[int, ...]:
     """
     try:
         seen = inspect(data, limit=CARD_LIMIT)
-        return tuple(_parse(seen.payload, seen.issuer, seen.expires).versions)
+        return tuple(card_of(seen).versions)
     except Rejected:
         return ()
 
@@ -129,9 +147,11 @@ def newer(old: Card | None, new: Card) -> bool:
     return new.sequence > old.sequence
 
 
-def _parse(payload: bytes, issuer: str, expires: int) -> Card:
+def card_of(seen: UnverifiedMessage) -> Card:
+    """Return the card in a message. Nothing in it is proven. Raises Rejected (malformed)."""
+    issuer, expires = seen.issuer, seen.expires
     try:
-        body = cbor.decode(payload, depth=2, items=_ITEMS)
+        body = cbor.decode(seen.payload, depth=2, items=_ITEMS)
     except cbor.CborError as error:
         raise Rejected("malformed", f"card: {error}") from None
     if not isinstance(body, dict) or not body.keys() >= _KEYS:

@@ -14,8 +14,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from colonyd.keys import PrivateKey, id_of, verify_es256k
 from federation.wire import cbor
-from node.host.keys import PrivateKey, id_of, verify_es256k
 
 MAX_AHEAD = 120  # seconds the sender's clock may be ahead of ours
 MAX_LIFETIME = 7 * 24 * 3600  # seconds between issued and expires
@@ -71,6 +71,10 @@ class Kind(enum.StrEnum):
     HEARD = "heard"
     FETCH = "fetch"
     CHUNK = "chunk"
+    SUBMITS = "submits"
+    RECEIPTS = "receipts"
+    DIAL = "dial"
+    DIALLED = "dialled"
 
 
 _BRINGING = (Kind.CARD, Kind.HELLO, Kind.JOIN)  # messages that bring the sender's key
@@ -144,16 +148,35 @@ def seal(
         raise ValueError(f"cti has {len(cti)} bytes, not 1 to {_MAX_CTI}")
     if not 0 <= issued < expires <= min(issued + MAX_LIFETIME, _LAST_SECOND):
         raise ValueError(f"a message lives 1 to {MAX_LIFETIME} s, not {expires - issued} s")
+    protected = _protected(key.id, audience, cti, issued, expires)
+    signature = key.sign_es256k(_signed_bytes(protected, kind, payload))
+    return cbor.encode([protected, {}, payload, signature], tag=_SIGN1_TAG)
+
+
+def assemble(
+    issuer: str,
+    audience: str,
+    payload: bytes,
+    *,
+    cti: bytes,
+    issued: int,
+    expires: int,
+    signature: bytes,
+) -> bytes:
+    """Return the message of these fields, whose signature is from elsewhere and proves nothing."""
+    protected = _protected(issuer, audience, cti, issued, expires)
+    return cbor.encode([protected, {}, payload, signature], tag=_SIGN1_TAG)
+
+
+def _protected(issuer: str, audience: str, cti: bytes, issued: int, expires: int) -> bytes:
     claims: dict[int, cbor.Value] = {
-        _ISS: key.id,
+        _ISS: issuer,
         _AUD: audience,
         _EXP: expires,
         _IAT: issued,
         _CTI: cti,
     }
-    protected = cbor.encode({_ALG: _ES256K, _KID: bytes.fromhex(key.id), _CLAIMS: claims})
-    signature = key.sign_es256k(_signed_bytes(protected, kind, payload))
-    return cbor.encode([protected, {}, payload, signature], tag=_SIGN1_TAG)
+    return cbor.encode({_ALG: _ES256K, _KID: bytes.fromhex(issuer), _CLAIMS: claims})
 
 
 def inspect(data: bytes, *, limit: int) -> UnverifiedMessage:

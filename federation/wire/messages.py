@@ -19,12 +19,18 @@ __all__ = [
     "MOST",
     "MOST_FILES",
     "MOST_FOLLOWED",
+    "MOST_INVITED",
+    "MOST_SENDERS",
+    "MOST_TOGETHER",
     "SIGNED",
+    "Answer",
     "Cancel",
     "Capabilities",
     "Carried",
     "Chunk",
     "Collect",
+    "Dial",
+    "Dialled",
     "Extra",
     "Fetch",
     "Follow",
@@ -44,11 +50,13 @@ __all__ = [
     "Passed",
     "Poll",
     "Receipt",
+    "Receipts",
     "Reply",
     "Said",
     "Say",
     "SignedRefusal",
     "Submit",
+    "Submits",
     "Succession",
     "Successor",
     "Welcome",
@@ -77,7 +85,10 @@ MOST_FOLLOWED = 128  # processes in one poll
 MOST_FILES = 2000  # that one submission needs
 # Refusals at these paths are signed: a refused process may be rerouted, and a refused hello tells
 # the clock.
-SIGNED = ("/v2/submit", "/v1/hello")
+SIGNED = ("/v2/submit", "/v2/submits", "/v1/hello")
+MOST_TOGETHER = 32  # submissions in one message
+MOST_SENDERS = 512  # colonies that a colony names to its mailbox
+MOST_INVITED = 128  # ... and invitations
 M = TypeVar("M", bound=msgspec.Struct)
 _NAMES = {"SignedRefusal": "REFUSAL"}  # payloads with another name than their kind
 _PART_ITEMS = 4_096  # values in a part that is encoded for itself inside of a message
@@ -102,7 +113,8 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True):
 
     An answer also has the answering colony's `clock`; and `latest`, the later time that it
     remembers and judges by, if there is one; both in seconds. `successors` are the changes of its
-    key.
+    key. `mailbox` says whether it offers to hold messages for the receiver: 0 no, 1 those of
+    colonies that it trusts itself, 2 also those of colonies that the receiver names.
     """
 
     card: bytes
@@ -110,6 +122,7 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True):
     clock: Annotated[int, msgspec.Meta(ge=0, le=2**40)] = 0
     latest: Annotated[int, msgspec.Meta(ge=0, le=2**40)] = 0
     successors: Annotated[list[Successor], msgspec.Meta(max_length=8)] = []
+    mailbox: Annotated[int, msgspec.Meta(ge=0, le=2**40)] = 0
 
 
 Nonce = Annotated[bytes, msgspec.Meta(min_length=16, max_length=32)]
@@ -214,6 +227,26 @@ class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
     remote: str
     asked: Asked = b""
     origin: str = ""
+
+
+class Submits(msgspec.Struct, frozen=True):
+    """Several submissions in one message: signed envelopes of kind `submit`, each for itself."""
+
+    submits: Annotated[list[bytes], msgspec.Meta(min_length=1, max_length=MOST_TOGETHER)]
+
+
+class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The answer to one submission of several: as in HTTP, its status, `retry-after`, and body."""
+
+    status: Annotated[int, msgspec.Meta(ge=100, le=599)]
+    body: bytes
+    again: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 0
+
+
+class Receipts(msgspec.Struct, frozen=True):
+    """The answers to several submissions, in their order."""
+
+    answers: Annotated[list[Answer], msgspec.Meta(max_length=MOST_TOGETHER)]
 
 
 class Follow(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -383,11 +416,15 @@ class Capabilities(msgspec.Struct, frozen=True):
     clock: int = 0
 
 
-class Introduction(msgspec.Struct, frozen=True):
-    """The signed card of a trusted colony. `hops`: 1 if the sender's owner decided so."""
+class Introduction(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The signed card of a trusted colony. `hops`: 1 if the sender's owner decided so.
+
+    `called` is the name that the sender's owner gave the colony.
+    """
 
     card: Annotated[bytes, msgspec.Meta(max_length=8192)]
     hops: Annotated[int, msgspec.Meta(ge=1, le=DEEPEST)]
+    called: Text = ""
 
 
 class Introductions(msgspec.Struct, frozen=True):
@@ -414,20 +451,31 @@ class Reply(msgspec.Struct, frozen=True):
     more: bool = False
 
 
-class Collect(msgspec.Struct, frozen=True):
-    """A poll of a mailbox, which may wait `wait` seconds, with answers to earlier parcels."""
+class Collect(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A poll of a mailbox, which may wait `wait` seconds, with answers to earlier parcels.
+
+    `senders` has the first 16 bytes of the id of each colony that may leave messages for the
+    sender, one after the other, and `invitations` the 8 bytes of each name of an invitation of the
+    sender's. With `senders`, the mailbox is to announce the sender and to give out its card.
+    """
 
     wait: Wait
     answers: Annotated[list[Reply], msgspec.Meta(max_length=16)]
+    senders: Annotated[bytes, msgspec.Meta(max_length=16 * MOST_SENDERS)] | None = None
+    invitations: Annotated[bytes, msgspec.Meta(max_length=8 * MOST_INVITED)] = b""
 
 
-class Parcel(msgspec.Struct, frozen=True):
-    """A message for the polling colony, posted to `path`; the colony may wait `wait` seconds."""
+class Parcel(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A message for the polling colony, posted to `path`; the colony may wait `wait` seconds.
+
+    `knock` is the header of a join, as its sender gave it to the mailbox.
+    """
 
     id: Name
     path: Text
     body: bytes
     wait: Wait
+    knock: Text = ""
 
 
 class Parcels(msgspec.Struct, frozen=True):
@@ -436,13 +484,19 @@ class Parcels(msgspec.Struct, frozen=True):
     parcels: Annotated[list[Parcel], msgspec.Meta(max_length=64)]
 
 
-class Pass(msgspec.Struct, frozen=True):
-    """A message for the colony `to`, which polls the receiver."""
+class Pass(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A message for the colony `to`, which polls the receiver.
+
+    With the sender's `card`, a mailbox that does not know the sender can check the signature.
+    `knock` is the header of a join.
+    """
 
     to: Pid
     path: Text
     body: bytes
     wait: Wait
+    card: Annotated[bytes, msgspec.Meta(max_length=8192)] = b""
+    knock: Text = ""
 
 
 class Passed(msgspec.Struct, frozen=True):
@@ -451,6 +505,28 @@ class Passed(msgspec.Struct, frozen=True):
     status: Annotated[int, msgspec.Meta(ge=100, le=599)]
     after: Text
     data: bytes
+
+
+class Dial(msgspec.Struct, frozen=True):
+    """A request to connect to the sender, at `port` of the address that it came from.
+
+    The receiver shows the `nonce` there, so the sender knows that it was the one to connect.
+    """
+
+    port: Annotated[int, msgspec.Meta(ge=1, le=65_535)]
+    nonce: Nonce
+
+
+class Dialled(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The answer to `Dial`: whether the sender's card was fetched at `host`, its address as seen.
+
+    `problem` says why it was not.
+    """
+
+    nonce: Nonce
+    reached: bool
+    host: Text
+    problem: Text = ""
 
 
 class SignedRefusal(msgspec.Struct, frozen=True):

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import msgspec
 
+from colonyd.keys import PrivateKey
 from federation.wire.clock import SigningClock
 from federation.wire.envelope import MAX_LIFETIME, Kind, seal
 from federation.wire.messages import dump
-from node.host.keys import PrivateKey
 
 
 def cti_of(*parts: object) -> bytes:

@@ -17,6 +17,7 @@ QUICK = 8_192  # items that are decoded on the event loop in one piece; more, in
 MOST_ITEMS = 27_000  # of any kind: a submission with all its files
 
 _CARD = 8_192  # bytes of a signed card
+ANSWER = 4_096  # bytes of a refusal, and of a receipt
 _FRAME = 1_024  # bytes of an envelope around its payload
 _BODY = 1_500_000  # bytes: as much as the store takes in one request
 
@@ -48,7 +49,7 @@ SIZES: dict[Kind, MessageLimit] = {
     Kind.REFUSAL: MessageLimit(8_192, 64),
     Kind.SUBMIT: MessageLimit(_BODY, MOST_ITEMS),
     Kind.CANCEL: MessageLimit(4_096, 64),
-    Kind.RECEIPT: MessageLimit(4_096, 64),
+    Kind.RECEIPT: MessageLimit(ANSWER, 64),
     Kind.POLL: MessageLimit(262_144, QUICK),
     # JSON has up to three bytes for one byte in the store.
     Kind.OUTCOME: MessageLimit(4_000_000, 4_096),
@@ -65,6 +66,10 @@ SIZES: dict[Kind, MessageLimit] = {
     Kind.PASSED: MessageLimit(6_000_000 + _FRAME, 64),
     Kind.FETCH: MessageLimit(4_096, 64),
     Kind.CHUNK: MessageLimit(2**20 + 4_096, 64),
+    Kind.SUBMITS: MessageLimit(_BODY, 64),
+    Kind.RECEIPTS: MessageLimit(32 * (ANSWER + 64) + _FRAME, 512),
+    Kind.DIAL: MessageLimit(4_096, 64),
+    Kind.DIALLED: MessageLimit(4_096, 64),
 }
 
 MAX_BODY = SIZES[Kind.SUBMIT].bytes  # of one message, of any kind
@@ -73,6 +78,7 @@ ANSWERS = {
     "/v1/hello": Kind.HELLO,
     "/v1/join": Kind.WELCOME,
     "/v2/submit": Kind.RECEIPT,
+    "/v2/submits": Kind.RECEIPTS,
     "/v2/cancel": Kind.RECEIPT,
     "/v2/outcomes": Kind.OUTCOMES,
     "/v1/capabilities": Kind.CAPABILITIES,
@@ -81,4 +87,5 @@ ANSWERS = {
     "/v1/say": Kind.HEARD,
     "/v1/files": Kind.CHUNK,
     "/v1/introductions": Kind.INTRODUCTIONS,
+    "/v1/dial": Kind.DIALLED,
 }

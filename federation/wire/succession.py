@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import msgspec
 
+from colonyd.keys import PrivateKey, id_of, verify_es256k
 from federation.wire.envelope import MAX_LIFETIME, Kind, Rejected, inspect, seal
 from federation.wire.messages import Succession, Successor, dump, load
 from federation.wire.signer import cti_of
-from node.host.keys import PrivateKey, id_of, verify_es256k
 
 OVERLAP = MAX_LIFETIME  # seconds in which both keys are valid, so that earlier messages arrive
 _ANYONE = "*"

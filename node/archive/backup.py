@@ -18,6 +18,7 @@ from typing import IO
 import cbor2
 import trio
 
+from colonyd.fsync import sync_directory
 from node.archive import bundle as archive
 from node.archive.bundle import BackupError, Manifest
 from node.etcd.client import EtcdClient, open_client
@@ -31,7 +32,6 @@ from node.etcdserver.preflight import lock_home
 from node.etcdserver.supervisor import supervise
 from node.host.config import Config, load_config
 from node.host.configfiles import config_files
-from node.host.fsync import sync_directory
 from node.host.home import RESTORING, Home
 from node.store import keys
 from node.timers import election as leader
@@ -147,7 +147,9 @@ async def _load(client: EtcdClient, file: IO[bytes]) -> int:
 # -- there and back --------------------------------------------------------------------------
 
 
-async def backup(home: Path, path: Path, environ: Mapping[str, str]) -> Manifest:
+async def backup(
+    home: Path, path: Path, environ: Mapping[str, str], advance: archive.Advance = archive.unseen
+) -> Manifest:
     """Write everything of the colony at `home` to the new file `path` (0600).
 
     It appears under its name only when complete and synced. Raises BackupError, ConfigError,
@@ -160,11 +162,16 @@ async def backup(home: Path, path: Path, environ: Mapping[str, str]) -> Manifest
             await storeid.check(client, Home(home), name)
             count, revision = await _dump(client, dump)
         # After the store: the bytes that it refers to are never younger than it.
-        return archive.pack(file, dump, home, Manifest.begin(name, revision, count))
+        return archive.pack(file, dump, home, Manifest.begin(name, revision, count), advance)
 
 
 async def restore(
-    path: Path, home: Path, environ: Mapping[str, str], *, force: bool = False
+    path: Path,
+    home: Path,
+    environ: Mapping[str, str],
+    *,
+    force: bool = False,
+    advance: archive.Advance = archive.unseen,
 ) -> tuple[Manifest, Path | None]:
     """Put the archive's colony into `home`; return the place of the old content, if there was any.
 
@@ -173,7 +180,7 @@ async def restore(
     leaves a mark with which no daemon starts; repeat it with `force`. Raises BackupError,
     ConfigError, StoreRefused, EtcdError, OSError.
     """
-    manifest = archive.inspect(path)
+    manifest = archive.inspect(path, advance)
     _own(home)
     with lock_home(home):
         kept = _present(home)
@@ -182,7 +189,7 @@ async def restore(
         staging = home / RESTORING
         _make_room(staging)
         try:
-            archive.unpack(path, staging)
+            archive.unpack(path, staging, advance)
             fresh = staging / "home"
             # Settings from elsewhere hold for the restored home, too.
             files = [*config_files(home)[:-1], fresh / "config.toml"]

@@ -12,7 +12,7 @@ import stat
 import tarfile
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
@@ -20,10 +20,10 @@ from typing import IO, cast
 import cbor2
 import msgspec
 
+from colonyd.fsync import publish, sync_directory
+from colonyd.places import LISTENING
 from node.archive.index import PLACE as INDEX
-from node.host.fsync import publish, sync_directory
 from node.host.home import RESTORING
-from node.host.listening import FILE as LISTENING
 from node.model.ids import valid_name
 from node.store import keys
 from node.version import VERSION
@@ -82,11 +82,19 @@ class Manifest(msgspec.Struct, frozen=True):
         return sum(item.size for item in self.items.values())
 
 
+Advance = Callable[[int], None]  # gets the number of bytes that passed since the last time
+
+
+def unseen(size: int) -> None:
+    """Show no progress."""
+
+
 class _Hashed(io.RawIOBase):
     """A reader that hashes what passes."""
 
-    def __init__(self, source: IO[bytes]) -> None:
+    def __init__(self, source: IO[bytes], advance: Advance) -> None:
         self._source = source
+        self._advance = advance
         self.digest = hashlib.sha256()
         self.size = 0
 
@@ -94,6 +102,7 @@ class _Hashed(io.RawIOBase):
         data = self._source.read(size)
         self.digest.update(data)
         self.size += len(data)
+        self._advance(len(data))
         return data
 
     @property
@@ -142,7 +151,9 @@ def _fresh(path: Path) -> IO[bytes]:
     return os.fdopen(descriptor, "w+b")
 
 
-def pack(file: IO[bytes], dump: IO[bytes], home: Path, manifest: Manifest) -> Manifest:
+def pack(
+    file: IO[bytes], dump: IO[bytes], home: Path, manifest: Manifest, advance: Advance = unseen
+) -> Manifest:
     """Write the archive of a dump and a home to `file`; return the manifest with all members.
 
     Raises BackupError, OSError.
@@ -153,13 +164,13 @@ def pack(file: IO[bytes], dump: IO[bytes], home: Path, manifest: Manifest) -> Ma
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         dump.flush()
         dump.seek(0)
-        items[STORE] = add(tar, STORE, dump)
+        items[STORE] = add(tar, STORE, dump, advance)
         for entry in entries(home.resolve(), own):
             name = HOME + entry.relative_to(home.resolve()).as_posix()
             names.add(name)
             with suppress(FileNotFoundError), entry.open("rb") as source:
-                items[name] = add(tar, name, source)
-        add(tar, MANIFEST, io.BytesIO(msgspec.json.encode(manifest)))
+                items[name] = add(tar, name, source, advance)
+        add(tar, MANIFEST, io.BytesIO(msgspec.json.encode(manifest)), advance)
     return manifest
 
 
@@ -181,7 +192,9 @@ def entries(home: Path, skip: set[Path]) -> Iterator[Path]:
                         yield path
 
 
-def add(tar: tarfile.TarFile, name: str, source: IO[bytes]) -> ArchiveMember:
+def add(
+    tar: tarfile.TarFile, name: str, source: IO[bytes], advance: Advance = unseen
+) -> ArchiveMember:
     info = tarfile.TarInfo(name)
     info.mode, info.mtime = 0o600, time.time()
     try:
@@ -190,7 +203,7 @@ def add(tar: tarfile.TarFile, name: str, source: IO[bytes]) -> ArchiveMember:
     except io.UnsupportedOperation:
         info.size = len(source.read())
         source.seek(0)
-    reader = _Hashed(source)
+    reader = _Hashed(source, advance)
     try:
         # A file that grows meanwhile is read at its first length.
         tar.addfile(info, reader)
@@ -199,12 +212,12 @@ def add(tar: tarfile.TarFile, name: str, source: IO[bytes]) -> ArchiveMember:
     return reader.item
 
 
-def inspect(path: Path) -> Manifest:
+def inspect(path: Path, advance: Advance = unseen) -> Manifest:
     """Read the whole archive and check all that `unpack` and a restore rely on.
 
     Raises BackupError, OSError.
     """
-    return unpack(path, None)
+    return unpack(path, None, advance)
 
 
 class _Bounded(io.RawIOBase):
@@ -259,7 +272,7 @@ class _Names:
         self.directories |= parents
 
 
-def unpack(path: Path, into: Path | None) -> Manifest:
+def unpack(path: Path, into: Path | None, advance: Advance = unseen) -> Manifest:
     """Check an archive, and extract it below `into` unless that is None."""
     seen: dict[str, ArchiveMember] = {}
     names = _Names()
@@ -282,7 +295,7 @@ def unpack(path: Path, into: Path | None) -> Manifest:
                     )
                     continue
                 names.add(info.name)
-                seen[info.name] = _pass_on(info, source, into)
+                seen[info.name] = _pass_on(info, source, into, advance)
     except (tarfile.TarError, EOFError, msgspec.MsgspecError, ValueError) as error:
         raise BackupError(f"{path} is no whole backup: {error}") from None
     if manifest is None:
@@ -307,8 +320,10 @@ def _whole(name: str, source: IO[bytes], most: int) -> bytes:
     return bytes(data)
 
 
-def _pass_on(info: tarfile.TarInfo, source: IO[bytes], into: Path | None) -> ArchiveMember:
-    reader = _Hashed(source)
+def _pass_on(
+    info: tarfile.TarInfo, source: IO[bytes], into: Path | None, advance: Advance
+) -> ArchiveMember:
+    reader = _Hashed(source, advance)
     if into is None:
         _check_content(info.name, reader)
         while reader.read(_CHUNK):

@@ -12,17 +12,22 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from node.host.fsync import sync_directory
+from colonyd.fsync import sync_directory
 
-# A month, by the time of writing: once it is over, its file no longer changes.
-_NAME = re.compile(r"\d{4}-\d{2}\.jsonl\.gz\Z")
+# A month, by the time of writing, and the number of its file from the second on: once there is a
+# later file, one no longer changes.
+_NAME = re.compile(r"(\d{4}-\d{2})(?:\.(\d{1,9}))?\.jsonl\.gz\Z")
+SUFFIX = ".jsonl.gz"
+LARGEST = 256 * 2**20  # bytes of a file from which the next one begins, where nothing says less
+_DROPPED = "dropped.json"
 _CHUNK = 1 << 16
 _GZIP = 31  # zlib's number for a window of 32 KiB in gzip's format
 _MOST_PROBLEMS = 20
@@ -42,6 +47,17 @@ class ChainHead(msgspec.Struct, frozen=True):
 NOTHING = ChainHead()
 
 
+class Dropped(msgspec.Struct, frozen=True):
+    """The last record of a history that was dropped for its quota, with all before it.
+
+    `written` is when the one after it was written, in Unix ns.
+    """
+
+    number: int = 0
+    digest: str = ""
+    written: int = 0
+
+
 @dataclass(frozen=True)
 class HistoryBatch:
     """The records of one write: their lines, and where they begin and end in the file, in bytes."""
@@ -51,12 +67,59 @@ class HistoryBatch:
     end: int
 
 
+def place(path: Path) -> tuple[str, int]:
+    """Return the month of a history file and its number in it, from 1. Raises ValueError."""
+    match = _NAME.match(path.name)
+    if match is None:
+        raise ValueError(f"{path.name} is no file of a history")
+    return match[1], int(match[2] or 1)
+
+
 def files(directory: Path) -> list[Path]:
     """Return the files of a colony's history, oldest first."""
     try:
-        return sorted(path for path in directory.iterdir() if _NAME.match(path.name))
+        return sorted((path for path in directory.iterdir() if _NAME.match(path.name)), key=place)
     except FileNotFoundError:
         return []
+
+
+def dropped(directory: Path) -> Dropped:
+    """Return up to which record a history was dropped; the number 0 says that all is there.
+
+    Raises HistoryError.
+    """
+    path = directory / _DROPPED
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Dropped)
+    except FileNotFoundError:
+        return Dropped()
+    except msgspec.DecodeError as error:
+        raise HistoryError(f"{path.name}: {error}") from None
+
+
+def drop(directory: Path) -> Dropped:
+    """Remove the oldest file of a history that has a later one; return what is dropped now.
+
+    It is said before it is done: a kill in between leaves a file whose records count as dropped.
+    Raises HistoryError, OSError.
+    """
+    oldest, following = files(directory)[:2]
+    record = _first(following)
+    last = Dropped(record["number"] - 1, record["previous"], record["written"])
+    partial = directory / f"{_DROPPED}.partial"
+    _write(partial, msgspec.json.encode(last))
+    partial.replace(directory / _DROPPED)
+    sync_directory(directory)
+    oldest.unlink()
+    return last
+
+
+def _first(path: Path) -> dict[str, Any]:
+    """Return the first record of a file. Raises HistoryError, OSError."""
+    batch = next(batches(path), None)
+    if batch is None:
+        raise HistoryError(f"{path.name}: no record is in it")
+    return _parse(path, batch.lines[0])
 
 
 def batches(path: Path, start: int = 0) -> Iterator[HistoryBatch]:
@@ -88,9 +151,11 @@ def records(directory: Path) -> Iterator[dict[str, Any]]:
     Raises HistoryError.
     """
     for path in files(directory):
-        for batch in batches(path):
-            for line in batch.lines:
-                yield _parse(path, line)
+        # One may be dropped meanwhile.
+        with suppress(FileNotFoundError):
+            for batch in batches(path):
+                for line in batch.lines:
+                    yield _parse(path, line)
 
 
 def find_in(path: Path, start: int, processid: str) -> dict[str, Any] | None:
@@ -127,12 +192,14 @@ def _digest(line: bytes) -> str:
 class Chain:
     """The writing end of one colony's history. All methods may wait for the disk.
 
-    `head` is the last record. `trouble` is what was wrong when the history was opened.
+    `head` is the last record. `trouble` is what was wrong when the history was opened. A file of
+    `largest` bytes is followed by the next one.
     """
 
     directory: Path
     head: ChainHead = NOTHING
     trouble: str = ""
+    largest: int = LARGEST
 
     @classmethod
     def open(cls, directory: Path, known: ChainHead) -> Chain:
@@ -215,11 +282,16 @@ class Chain:
         return head
 
     def _file(self, now: int) -> Path:
-        """Return the file of this month; a clock that went back does not open an earlier one."""
-        moment = datetime.datetime.fromtimestamp(now / 1e9, datetime.UTC)
-        name = moment.strftime("%Y-%m.jsonl.gz")
+        """Return the file to write to; a clock that went back does not open an earlier one."""
+        month = datetime.datetime.fromtimestamp(now / 1e9, datetime.UTC).strftime("%Y-%m")
         there = files(self.directory)
-        return max(self.directory / name, there[-1]) if there else self.directory / name
+        if not there or month > place(there[-1])[0]:
+            return self.directory / f"{month}{SUFFIX}"
+        last = there[-1]
+        if last.stat().st_size < self.largest:
+            return last
+        month, number = place(last)
+        return self.directory / f"{month}.{number + 1}{SUFFIX}"
 
 
 def _number(line: bytes) -> int:
@@ -234,13 +306,16 @@ def _write(path: Path, data: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @dataclass
 class ChainReport:
     """The result of checking a history.
 
-    `problems` are the first ones; without any, all is as written.
+    `problems` are the first ones; without any, all is as written. `dropped` is what left for the
+    quota before.
     """
 
     records: int = 0
@@ -248,29 +323,48 @@ class ChainReport:
     head: ChainHead = NOTHING
     problems: list[str] = field(default_factory=list)
     contains: bool = False
+    dropped: Dropped = field(default_factory=Dropped)
 
     def _problem(self, text: str) -> None:
         if len(self.problems) < _MOST_PROBLEMS:
             self.problems.append(text)
 
 
-def verify(directory: Path, digest: str = "") -> ChainReport:
+def verify(
+    directory: Path, digest: str = "", advance: Callable[[int], None] = lambda size: None
+) -> ChainReport:
     """Read a whole history and check that each record follows the one before.
 
     A chain proves the order of its records. Only a `digest` noted elsewhere shows that it was not
     written anew as a whole, and that its end is still there: `contains` is whether it was found.
+    `advance` gets how many bytes of the files were read since the last time.
     """
     found = ChainReport()
     for path in files(directory):
-        found.files += 1
         try:
             for batch in batches(path):
                 for line in batch.lines:
+                    if not found.records:
+                        _begin(found, directory, path, line)
                     _follow(found, path, line)
                     found.contains = found.contains or found.head.digest == digest
+                advance(batch.end - batch.start)
+        except FileNotFoundError:
+            continue  # dropped meanwhile
         except HistoryError as error:
             found._problem(str(error))
+        found.files += 1
     return found
+
+
+def _begin(found: ChainReport, directory: Path, path: Path, line: bytes) -> None:
+    """Begin behind what was dropped, or with what was to be dropped and is still there."""
+    found.dropped = gone = dropped(directory)
+    record = _parse(path, line)
+    if gone.number and record["number"] <= gone.number:
+        found.head = ChainHead(record["number"] - 1, str(record.get("previous")))
+    else:
+        found.head = ChainHead(gone.number, gone.digest)
 
 
 def _follow(found: ChainReport, path: Path, line: bytes) -> None:
@@ -284,3 +378,5 @@ def _follow(found: ChainReport, path: Path, line: bytes) -> None:
         )
     found.records += 1
     found.head = ChainHead(number, _digest(line))
+    if number == found.dropped.number and found.head.digest != found.dropped.digest:
+        found._problem(f"{path.name}: record {number} is not the one that {_DROPPED} names")

@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from node.archive.chain import HistoryError, batches, files, find_in
-from node.host.fsync import sync_directory
+from colonyd.fsync import sync_directory
+from node.archive.chain import SUFFIX, HistoryError, batches, files, find_in, place
 
 # A run is a file of entries in their order: the start of the hash of an id, and the byte at which
 # the batch begins in the history file. Its name tells which bytes of which file it covers, and how
 # many entries it has.
 _ENTRY = struct.Struct(">16sQ")
-_NAME = re.compile(r"(\d{4}-\d{2})\.(\d+)-(\d+)\.(\d+)\Z")
+_NAME = re.compile(r"(\d{4}-\d{2}(?:\.\d+)?)\.(\d+)-(\d+)\.(\d+)\Z")
 PLACE = ".index"  # a name that no colony has
 _TAIL = 4096  # entries that are in memory only, at most
 _FAN = 8  # runs of about one size that become one
@@ -72,9 +72,9 @@ class _Run:
 
 
 @dataclass
-class _Month:
-    """One history file: the runs that cover it from its first byte on, and the entries after
-    them.
+class _FileIndex:
+    """The index of one history file: runs cover it from its first byte on, `tail` has the entries
+    after them.
     """
 
     path: Path
@@ -91,7 +91,7 @@ class HistoryIndex:
     """
 
     directory: Path
-    _months: dict[str, _Month] = field(default_factory=dict)
+    _files: dict[tuple[str, int], _FileIndex] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def find(self, processid: str) -> dict[str, Any] | None:
@@ -101,11 +101,11 @@ class HistoryIndex:
         """
         hashed = _hash(processid)
         with self._lock:
-            months = [
-                (month.path, list(month.runs), [at for known, at in month.tail if known == hashed])
-                for _, month in sorted(self._months.items(), reverse=True)
+            indexes = [
+                (it.path, list(it.runs), [at for known, at in it.tail if known == hashed])
+                for _, it in sorted(self._files.items(), reverse=True)
             ]
-        for path, runs, offsets in months:
+        for path, runs, offsets in indexes:
             for run in runs:
                 # One that was merged meanwhile: its entries are looked for the next time.
                 with suppress(FileNotFoundError):
@@ -113,94 +113,99 @@ class HistoryIndex:
             for at in sorted(offsets, reverse=True):
                 try:
                     found = find_in(path, at, processid)
-                except HistoryError:
+                except (HistoryError, FileNotFoundError):
                     found = None
                 if found is not None:
                     return found
-                self._distrust(path.name[:7])
+                self._distrust(place(path))
         return None
 
-    def _distrust(self, month: str) -> None:
+    def _distrust(self, file: tuple[str, int]) -> None:
         """Forget the index of a file that differs from it."""
         with self._lock:
-            known = self._months.pop(month, None)
+            known = self._files.pop(file, None)
         for run in known.runs if known else ():
             run.path.unlink(missing_ok=True)
 
     def catch_up(self) -> None:
         """Add the records written since, and keep the runs few. Raises OSError."""
-        there = {path.name[:7]: path for path in files(self.directory)}
-        for gone in self._months.keys() - there.keys():
+        there = {place(path): path for path in files(self.directory)}
+        for gone in self._files.keys() - there.keys():
             self._distrust(gone)
-        for name, path in sorted(there.items()):
-            month = self._months.get(name)
-            if month is None or month.end > path.stat().st_size:
-                month = self._open(name, path)
+        last = max(there, default=None)
+        for at, path in there.items():
+            known = self._files.get(at)
+            if known is None or known.end > path.stat().st_size:
+                known = self._open(path)
                 with self._lock:
-                    self._months.pop(name, None)
-                    self._months[name] = month
-            self._read(month)
-            self._merge(month, over=path != list(there.values())[-1])
+                    self._files.pop(at, None)
+                    self._files[at] = known
+            self._read(known)
+            over = at != last
+            if over and known.tail:
+                self._flush(known)
+            self._merge(known, over=over)
 
-    def _open(self, name: str, path: Path) -> _Month:
+    def _open(self, path: Path) -> _FileIndex:
         """Return the runs on the disk for a file; useless ones are removed."""
-        place = self.directory / PLACE
+        directory = self.directory / PLACE
         found = []
-        for entry in place.iterdir() if place.is_dir() else ():
-            if (match := _NAME.match(entry.name)) and match[1] == name:
+        for entry in directory.iterdir() if directory.is_dir() else ():
+            match = _NAME.match(entry.name)
+            if match and match[1] + SUFFIX == path.name:
                 found.append(_Run(entry, *map(int, match.groups()[1:])))
-            elif not match:
+            elif not match or not (self.directory / (match[1] + SUFFIX)).exists():
                 entry.unlink()
-        month, size = _Month(path), path.stat().st_size
+        index, size = _FileIndex(path), path.stat().st_size
         # Of several runs that begin at one byte, the longest was made of the others.
         for run in sorted(found, key=lambda run: (run.start, -run.end)):
             whole = run.path.stat().st_size == run.count * _ENTRY.size
-            if run.start == month.end and run.start < run.end <= size and whole:
-                month.runs.append(run)
-                month.end = run.end
+            if run.start == index.end and run.start < run.end <= size and whole:
+                index.runs.append(run)
+                index.end = run.end
             else:
                 run.path.unlink()
-        return month
+        return index
 
-    def _read(self, month: _Month) -> None:
+    def _read(self, index: _FileIndex) -> None:
         """Add the batches written since. A damaged batch ends it, as for readers."""
         try:
-            for batch in batches(month.path, month.end):
+            for batch in batches(index.path, index.end):
                 new = [
                     (_hash(match[1].decode()), batch.start)
                     for line in batch.lines
                     if (match := _RECORD.match(line))
                 ]
                 with self._lock:
-                    month.tail += new
-                    month.end = batch.end
-                if len(month.tail) >= _TAIL:
-                    self._flush(month)
-                    self._merge(month)
+                    index.tail += new
+                    index.end = batch.end
+                if len(index.tail) >= _TAIL:
+                    self._flush(index)
+                    self._merge(index)
         except HistoryError:
             return
 
-    def _flush(self, month: _Month) -> None:
-        start = month.runs[-1].end if month.runs else 0
-        parts = [b"".join(_ENTRY.pack(*entry) for entry in sorted(month.tail))]
-        run = self._write(month, start, month.end, parts)
+    def _flush(self, index: _FileIndex) -> None:
+        start = index.runs[-1].end if index.runs else 0
+        parts = [b"".join(_ENTRY.pack(*entry) for entry in sorted(index.tail))]
+        run = self._write(index, start, index.end, parts)
         with self._lock:
-            month.runs.append(run)
-            month.tail.clear()
+            index.runs.append(run)
+            index.tail.clear()
 
-    def _merge(self, month: _Month, *, over: bool = False) -> None:
-        """Merge the last runs while there are many of a size; all of them when a month is over."""
-        while some := _mergeable(month.runs, over=over):
-            run = self._write(month, some[0].start, some[-1].end, _merged(some))
+    def _merge(self, index: _FileIndex, *, over: bool = False) -> None:
+        """Merge the last runs while there are many of a size; all of them when its file is over."""
+        while some := _mergeable(index.runs, over=over):
+            run = self._write(index, some[0].start, some[-1].end, _merged(some))
             with self._lock:
-                month.runs[-len(some) :] = [run]
+                index.runs[-len(some) :] = [run]
             for old in some:
                 old.path.unlink(missing_ok=True)
 
-    def _write(self, month: _Month, start: int, end: int, parts: Iterable[bytes]) -> _Run:
-        place = self.directory / PLACE
-        place.mkdir(mode=0o700, exist_ok=True)
-        partial = place / "partial"
+    def _write(self, index: _FileIndex, start: int, end: int, parts: Iterable[bytes]) -> _Run:
+        directory = self.directory / PLACE
+        directory.mkdir(mode=0o700, exist_ok=True)
+        partial = directory / "partial"
         with os.fdopen(
             os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb"
         ) as file:
@@ -209,9 +214,10 @@ class HistoryIndex:
             count = file.tell() // _ENTRY.size
             file.flush()
             os.fsync(file.fileno())
-        path = partial.with_name(f"{month.path.name[:7]}.{start}-{end}.{count}")
+        stem = index.path.name.removesuffix(SUFFIX)
+        path = partial.with_name(f"{stem}.{start}-{end}.{count}")
         partial.replace(path)
-        sync_directory(place)
+        sync_directory(directory)
         return _Run(path, start, end, count)
 
 

@@ -10,14 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import trio
 
+from colonyd.errors import RpcError
 from node.archive import position as places
-from node.archive.chain import Chain, ChainHead
+from node.archive import space
+from node.archive.chain import Chain, ChainHead, HistoryError
 from node.archive.eviction import Eviction
 from node.archive.lookup import HistoryReader
 from node.etcd.batch import read_many
@@ -28,7 +31,6 @@ from node.etcd.txn import Delete, GetFirst, Op, Txn
 from node.host.config import Config, HistoryConfig
 from node.host.log import get_logger
 from node.model.codec import pack, unpack, whole_spec, wire_attribute
-from node.model.errors import RpcError
 from node.model.types import SECOND, Graph, Log, Process, State
 from node.processes.service import Processes
 from node.store import keys
@@ -194,12 +196,30 @@ class Retention:
                     colony=colony,
                     because=chain.trouble,
                 )
+        chain.largest = space.largest(self.config.quota)
         # Kept only once written: after a failure, the chain is read again from the disk.
         head = await trio.to_thread.run_sync(chain.append, entries, self.processes.clock.now())
         self._chains[colony] = chain
+        await self._make_room()
         await self.client.commit(Txn([], [places.put_head(key, head)]))
         # Before it leaves the store: a reader meanwhile finds it in one of both.
         await self.history_reader.catch_up(colony)
+
+    async def _make_room(self) -> None:
+        """Drop what came first once the history is larger than its quota."""
+        drop = partial(space.make_room, self.home / "history", int(self.config.quota))
+        try:
+            done = await trio.to_thread.run_sync(drop)
+        except HistoryError as error:
+            log.error("history outgrows history.quota: `colony history verify`", because=error)
+            return
+        for colony, last in done.items():
+            log.warning(
+                "the oldest history was dropped: history.quota",
+                colony=colony,
+                up_to=last.number,
+                quota=int(self.config.quota),
+            )
 
     async def _record(
         self, process: Process, submission: bytes, *, logged: bool = True

@@ -13,11 +13,11 @@ from urllib.parse import unquote
 import msgspec
 import trio
 
+from colonyd.errors import Conflict, NotFound
 from node.blueprints.rules import check_definition
 from node.etcd.client import EtcdClient
 from node.etcd.pages import Pages, below, values
 from node.model.codec import unpack
-from node.model.errors import Conflict, NotFound
 from node.model.ids import new_id
 from node.processes.quotas import Quotas
 from node.store import blueprints as store

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from colonyd.errors import NotFound
 from node.blueprints.rules import (
     Initiator,
     call,
@@ -22,7 +23,6 @@ from node.etcd.batch import read
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Present
 from node.model.codec import unpack, whole_spec
-from node.model.errors import NotFound
 from node.model.types import Colony, FunctionSpec, Process
 from node.processes.service import Processes
 from node.processes.spec import build_process

@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
+from colonyd.errors import Invalid
 from node.blueprints.schema import SchemaError, check_schema, conform
 from node.model.codec import pack
-from node.model.errors import Invalid
 from node.model.ids import MAX_SECONDS
 from node.model.types import Colony, Conditions, FunctionSpec
 from node.store.blueprints import Blueprint, Definition

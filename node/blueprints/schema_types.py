@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from node.model.errors import Invalid
+from colonyd.errors import Invalid
 
 _TEXT, _LIST, _TEXTS, _ANY = "a text", "a list", "a list of texts", "any value"
 _SCHEMA, _SCHEMAS = "a schema, as an object", "an object of schemas, each an object"

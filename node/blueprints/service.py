@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 import msgspec
 import trio
 
+from colonyd.errors import Conflict, Invalid, NotFound, RpcError
 from node.blueprints.reconcile import Followup, Reconciliation
 from node.blueprints.rules import (
     BlueprintRequest,
@@ -31,7 +32,6 @@ from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.pages import Pages, below, values
 from node.members.locations import Locations
 from node.model.codec import unpack
-from node.model.errors import Conflict, Invalid, NotFound, RpcError
 from node.model.ids import new_id
 from node.model.types import Process
 from node.processes.service import Processes

@@ -13,12 +13,12 @@ from typing import Any
 import msgspec
 import trio
 
+from colonyd.errors import Conflict, Invalid, NotFound, TooMany
 from node.etcd.pressure import Need
 from node.files.blobs import BlobStore
 from node.files.catalog import Files
 from node.files.tickets import CHECKSUM, PREFIX, Scope
 from node.http.message import Request, Response
-from node.model.errors import Conflict, Invalid, NotFound, TooMany
 from node.rpc.dispatch import failure
 
 _CHUNK = 1 << 18

@@ -19,10 +19,12 @@ from typing import Any
 
 import trio
 
+from colonyd.places import Listening
 from node.archive.eviction import Eviction
 from node.archive.retention import Retention
 from node.daemon import recovery as succession
 from node.daemon import routes as door
+from node.daemon.metrics import Family
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.errors import EtcdError
 from node.etcd.pressure import DEFAULT_QUOTA, Pressure
@@ -66,8 +68,8 @@ from node.handlers.work import (
 from node.host import certificate
 from node.host.clock import Clock, boot_id, steady_ns
 from node.host.config import Config, ConfigError, load_config
-from node.host.home import Home, HomeError, HomeInfo, init_home, tighten
-from node.host.listening import Listening, announce, withdraw, withdrawn
+from node.host.home import Home, HomeError, HomeInfo, init_home, share, tighten
+from node.host.listening import announce, withdraw, withdrawn
 from node.host.log import configure_logging, get_logger
 from node.host.systemd import Notifier, watchdog
 from node.http.listeners import addresses_of, bound_port, open_listeners
@@ -116,12 +118,14 @@ _COLLECT = (10_000, 20, 50)
 class Joined:
     """What a running extension adds to a node.
 
-    `addresses` are those of its own port, `status` returns its state, `appliers` are for `Reload`.
+    `addresses` are those of its own port, `status` returns its state, `appliers` are for `Reload`,
+    `families` returns its metrics beside the numbers of its state.
     """
 
     addresses: Sequence[str]
     status: Callable[[], dict[str, Any]]
     appliers: Mapping[str, Apply]
+    families: Callable[[], list[Family]] = list
 
 
 Extension = Callable[[Node, Table, HomeInfo, Config], AbstractAsyncContextManager[Joined | None]]
@@ -155,7 +159,7 @@ async def run(
     """
     config, info = load(settings)
     home = Home(settings.home)
-    for path, mode in tighten(settings.home):
+    for path, mode in tighten(settings.home, config.node.group):
         log.warning(
             "secret was open to other users",
             path=str(path),
@@ -164,6 +168,11 @@ async def run(
             next="if others use this machine, make it anew: `colony key rotate`, or for TLS remove"
             " tls.key and tls.crt",
         )
+    if config.node.group:
+        share(settings.home, config.node.group)
+    elif settings.environ.get("STATE_DIRECTORY") == str(settings.home):
+        # systemd opens it to the group at each start.
+        settings.home.chmod(0o700)
     notifier = Notifier.from_environ(os.environ)
     # Open before readiness is announced: a signal must not find the default action.
     with (
@@ -286,6 +295,8 @@ async def _serve(
         nursery.start_soon(keep_going, "index of history", node.history_reader.run)
         indexing = IndexBackfill(node.client, node.directory)
         nursery.start_soon(keep_going, "index of closed processes", indexing.run)
+        nursery.start_soon(keep_going, "count of closed processes", node.processes.closed.run)
+        nursery.start_soon(keep_going, "count of workflows", node.workflows.counts.run)
         listeners = await open_listeners(
             config.rpc.host, config.rpc.port, _tls(settings.home, config)
         )
@@ -299,7 +310,8 @@ async def _serve(
             await nursery.start(keep_going, "workflows", node.workflows.run)
             await nursery.start(keep_going, "timers", partial(timers.run, node.retiming))
             drained = trio.Event()
-            await nursery.start(door.serve, node, table, config, listeners, drained)
+            more = joined.families if joined is not None else list
+            await nursery.start(door.serve, node, table, config, listeners, drained, more)
             where = Listening(
                 os.getpid(),
                 info.name,

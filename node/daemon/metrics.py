@@ -6,9 +6,10 @@ Other modules count; here the counts are read, put into text, and kept for a mom
 from __future__ import annotations
 
 import ipaddress
+import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -16,11 +17,12 @@ from typing import Literal
 
 import trio
 
+from colonyd.errors import Denied, NotFound, RpcError
 from node.etcd.errors import EtcdError
 from node.etcd.pressure import Level
 from node.handlers.colonies import statistics
 from node.http.message import Request, Response
-from node.model.errors import Denied, NotFound, RpcError
+from node.model.histogram import Histogram
 from node.model.types import ExecutorState, State
 from node.rpc.dispatch import Table
 from node.runtime.node import Node
@@ -41,13 +43,24 @@ class Family:
     """One metric and its samples."""
 
     name: str
-    kind: Literal["gauge", "counter"]
+    kind: Literal["gauge", "counter", "histogram"]
     about: str
-    samples: list[tuple[Labels, float]] = field(default_factory=list)
+    # What stands behind the name (of histograms alone), labels, value.
+    samples: list[tuple[str, Labels, float]] = field(default_factory=list)
 
     def add(self, value: float, **labels: str) -> Family:
         """Add a sample."""
-        self.samples.append((labels, value))
+        self.samples.append(("", labels, value))
+        return self
+
+    def add_histogram(self, counted: Histogram, **labels: str) -> Family:
+        """Add the samples of a histogram: a cumulative count a bound, the sum, and the count."""
+        so_far = 0
+        for bound, count in zip((*counted.bounds, math.inf), counted.counts, strict=True):
+            so_far += count
+            told = "+Inf" if bound == math.inf else f"{bound:g}"
+            self.samples.append(("_bucket", {**labels, "le": told}, so_far))
+        self.samples += [("_sum", labels, counted.total), ("_count", labels, so_far)]
         return self
 
 
@@ -59,10 +72,10 @@ def render(families: Iterable[Family]) -> str:
             continue
         lines.append(f"# HELP {family.name} {_escaped(family.about, quotes=False)}")
         lines.append(f"# TYPE {family.name} {family.kind}")
-        for labels, value in family.samples:
+        for suffix, labels, value in family.samples:
             told = ",".join(f'{name}="{_escaped(text)}"' for name, text in labels.items())
             number = int(value) if value == int(value) else value
-            lines.append(f"{family.name}{f'{{{told}}}' if told else ''} {number}")
+            lines.append(f"{family.name}{suffix}{f'{{{told}}}' if told else ''} {number}")
     return "\n".join(lines) + "\n"
 
 
@@ -99,11 +112,15 @@ def _is_loopback(host: str) -> bool:
 
 @dataclass
 class Metrics:
-    """Reads the node at most once in `FRESH` seconds, however many clients ask."""
+    """Reads the node at most once in `FRESH` seconds, however many clients ask.
+
+    `more` returns what an extension counts by itself.
+    """
 
     node: Node
     table: Table
     access: Access = "local"
+    more: Callable[[], list[Family]] = list
     _text: bytes = b""
     _until: float = -1.0
     _reading: trio.Lock = field(default_factory=trio.Lock)
@@ -124,7 +141,7 @@ class Metrics:
         return Response(200, self._text, _CONTENT_TYPE)
 
     async def _read(self) -> list[Family]:
-        families = [*self._own(), *self._rpc(), *self._extension(), *self._disk()]
+        families = [*self._own(), *self._rpc(), *self._extension(), *self.more(), *self._disk()]
         up = Family("colonyd_store_up", "gauge", "Whether the store answers.")
         try:
             families += await self._colonies()
@@ -159,7 +176,14 @@ class Metrics:
         refusals = Family("colonyd_rpc_refusals_total", "counter", "Calls refused, by HTTP status.")
         for code, number in sorted(refused.items()):
             refusals.add(number, status=code)
-        return [calls, refusals]
+        durations = Family(
+            "colonyd_rpc_duration_seconds",
+            "histogram",
+            "How long calls took that were served; those that wait for something are not in it.",
+        )
+        for payloadtype, counted in sorted(self.table.durations.by.items()):
+            durations.add_histogram(counted, payloadtype=payloadtype)
+        return [calls, refusals, durations]
 
     def _extension(self) -> list[Family]:
         """Return the numbers of an extension by name: peers by state, messages by outcome."""
@@ -253,7 +277,7 @@ class Metrics:
             ).add(list(Level).index(pressure.level)),
             Family(
                 "colonyd_store_revision",
-                "counter",
+                "gauge",
                 "Changes of the store so far; transactions that went together count once.",
             ).add(status.revision),
         ]

@@ -36,13 +36,13 @@ from wsproto.events import (
 from wsproto.frame_protocol import FrameProtocol
 from wsproto.utilities import ProtocolError, RemoteProtocolError
 
+from colonyd.errors import Denied, Invalid, RpcError, TooMany, Unavailable
 from node.etcd.errors import EtcdError
 from node.handlers.work.channels import Subscribe
 from node.handlers.work.processes import locate
 from node.host.log import get_logger
 from node.http.message import Request, Response
 from node.model.codec import wire_process
-from node.model.errors import Denied, Invalid, RpcError, TooMany, Unavailable
 from node.model.types import Process, State
 from node.rpc import requests as req
 from node.rpc.calls import MINE, PARTY, Call, Caller, Calls, Who

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from colonyd.errors import RpcError
 from node.daemon import blobs as filedoor
 from node.daemon import metrics, pubsub
 from node.etcd.errors import EtcdError, EtcdNoSpace, EtcdTooLarge, EtcdTooManyOps, StoreFull
@@ -18,7 +19,6 @@ from node.host.config import Config
 from node.host.log import get_logger
 from node.http import cors
 from node.http.server import Limits, Request, Response, serve_http
-from node.model.errors import RpcError
 from node.rpc.dispatch import Table, failure
 from node.runtime.node import Node
 from node.store import keys
@@ -35,10 +35,14 @@ async def serve(
     config: Config,
     listeners: list[trio.abc.Listener[trio.abc.Stream]],
     drained: trio.Event,
+    more: Callable[[], list[metrics.Family]] = list,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Answer until the node drains, and set `drained` when the last request is done."""
+    """Answer until the node drains, and set `drained` when the last request is done.
+
+    `more` returns the metrics of an extension.
+    """
     rpc = config.rpc
     limits = Limits(
         max_body=int(rpc.max_body),
@@ -50,7 +54,7 @@ async def serve(
         names="rpc.",
     )
     frames = pubsub.Frames(int(rpc.max_unread))
-    handler = http_handler(node, table, metrics.Metrics(node, table, rpc.metrics), frames)
+    handler = http_handler(node, table, metrics.Metrics(node, table, rpc.metrics, more), frames)
     try:
         await serve_http(
             handler,

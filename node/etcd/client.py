@@ -165,6 +165,13 @@ def _delete_prefix(prefix: str) -> Any:
     return pb.DeleteRangeRequest(key=key or b"\0", range_end=prefix_end(key))
 
 
+def _writes(op: Op, prefix: str) -> bool:
+    """Return whether an operation writes or deletes keys below a prefix."""
+    if type(op) is Put or type(op) is Delete:
+        return op.key.startswith(prefix)
+    return type(op) is DeletePrefix and op.prefix.startswith(prefix)
+
+
 class EtcdClient:
     """Calls to one etcd; made by `open_client`, shared freely between tasks of one trio run.
 
@@ -179,6 +186,8 @@ class EtcdClient:
         """
         self.pressure = pressure or Pressure()
         self.known = StubCache()
+        # The last revision at which a transaction of this client wrote below these prefixes.
+        self.noted: dict[str, int] = {}
         self._channel = channel
         self._timeout = timeout
         self._closed = False
@@ -455,9 +464,16 @@ class EtcdClient:
         done = txn.success if answer.succeeded else txn.failure
         if answer.succeeded:
             self.known.wrote(success)
+            if self.noted:
+                self._note(success, answer.header.revision)
         elif apart:
             await self._drop([DeletePrefix(ref.prefix) for ref, _ in apart])
         return TxnResult(answer.succeeded, answer.header.revision, await self._got(done, answer))
+
+    def _note(self, ops: Sequence[Op], revision: int) -> None:
+        for prefix, known in self.noted.items():
+            if known < revision and any(_writes(op, prefix) for op in ops):
+                self.noted[prefix] = revision
 
     async def _got(self, done: Sequence[Op], answer: Any) -> list[list[KeyValue]]:
         """Return the results of a transaction's reads. Raises `EtcdTooLarge` as a listing does."""

@@ -54,12 +54,13 @@ async def values(
             continue
         at += len(part)
         yield found
-        most = _next(most, _MOST, len(found), sum(len(kv.value) for kv in found))
+        most = following(most, found)
 
 
-def _next(most: int, limit: int, count: int, size: int) -> int:
-    """Return how many keys the next page has, after a page of `count` keys with `size` bytes."""
-    fitting = ROOM * count // size if size else limit
+def following(most: int, page: Sequence[KeyValue], limit: int = _MOST) -> int:
+    """Return how many keys the page after one of at most `most` keys has: what fits `ROOM`."""
+    size = sum(len(kv.value) for kv in page)
+    fitting = ROOM * len(page) // size if size else limit
     return max(1, min(limit, 2 * most, fitting))
 
 
@@ -102,7 +103,7 @@ async def below(
         left -= len(page.items)
         walk.took([kv.key for kv in page.items], page.count, more=page.more)
         if page.more:
-            most = _next(most, _KEYS, len(page.items), sum(len(kv.value) for kv in page.items))
+            most = following(most, page.items, _KEYS)
 
 
 async def by_number(
@@ -134,8 +135,7 @@ async def by_number(
         seen += len(page.items)
         if page.items:
             yield page.items
-            size = sum(len(kv.value) for kv in page.items)
-            most = _next(most, limit, len(page.items), size)
+            most = following(most, page.items, limit)
         if page.more:
             last = page.items[-1].key
             start, low = last + "\0", number_of(last, prefix)

@@ -192,8 +192,8 @@ class Pressure:
         if not self.alarm and self._by_use < Need.GROWS:
             return "make room on that disk"
         cure = (
-            "`colony process rm-all`, `colony workflow rm-all`, a shorter history.keep or a larger "
-            "etcd.quota make room"
+            "`colony process rm --all`, `colony workflow rm --all`, a shorter history.keep or a "
+            "larger etcd.quota make room"
         )
         if self.own:
             return cure

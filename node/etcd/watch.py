@@ -175,12 +175,16 @@ def _batch(answers: list[Any]) -> WatchBatch | None:
 
 
 async def _listed(
-    client: EtcdClient, prefix: str, pages: Sequence[str]
+    client: EtcdClient, prefix: str, pages: Sequence[str], listing: bool
 ) -> AsyncGenerator[WatchBatch, None]:
     """Return the present keys: as one batch, or as several of the prefixes `pages`, in order.
 
-    All are as of one revision. Raises EtcdError.
+    All are as of one revision. Without `listing`, one batch without keys. Raises EtcdError.
     """
+    if not listing:
+        nothing = await client.range(prefix, limit=1, end=prefix + "\0", keys_only=True)
+        yield WatchBatch(True, [], nothing.revision)
+        return
     if not pages:
         items, revision = await client.range_all(prefix)
         events = [Event(item.key, item.value, item.mod_revision) for item in items]
@@ -211,6 +215,7 @@ async def watch(
     channel: trio.MemorySendChannel[WatchBatch],
     *,
     pages: Sequence[str] = (),
+    listing: bool = True,
     heartbeat: float = 5.0,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
@@ -218,7 +223,8 @@ async def watch(
     cancelled.
 
     Sends a snapshot, then changes, and a snapshot again after any break. With `pages`, prefixes
-    that are all of the keys, a snapshot comes in batches, in their order. A server that sends
+    that are all of the keys, a snapshot comes in batches, in their order. Without `listing`, a
+    snapshot has only its revision: the reader asks for keys by itself. A server that sends
     nothing for `heartbeat` seconds, though asked, counts as a break. Calls `task_status.started()`
     after the first snapshot is sent. A slow reader slows the stream and loses nothing. Never gives
     up on an absent etcd; raises `trio.BrokenResourceError` when the reader is gone.
@@ -229,7 +235,7 @@ async def watch(
     while True:
         try:
             revision = 0
-            async with aclosing(_listed(client, prefix, pages)) as batches:
+            async with aclosing(_listed(client, prefix, pages, listing)) as batches:
                 async for batch in batches:
                     await channel.send(batch)
                     revision = batch.revision

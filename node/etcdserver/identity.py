@@ -14,11 +14,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from colonyd.fsync import sync_directory
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdNoSpace, StoreRefused
 from node.etcd.txn import Absent, Get, Put, Txn
 from node.etcdserver.preflight import lock_home
-from node.host.fsync import sync_directory
 from node.host.home import Home
 from node.host.log import get_logger
 from node.store import keys

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import trio
 
+from colonyd.pids import start_time
 from node.etcd.errors import StoreRefused
 from node.etcd.pressure import MIN_FREE
 from node.etcdserver.faults import CUT_OFF, DAMAGE, following
@@ -84,7 +85,7 @@ class EtcdInstallation:
 
     def remember(self, pid: int) -> None:
         """Note the running etcd, for a later daemon that finds it orphaned."""
-        (self.directory / _PID_FILE).write_text(f"{pid} {_start_time(pid)}\n")
+        (self.directory / _PID_FILE).write_text(f"{pid} {start_time(pid)}\n")
 
     def clear_sockets(self) -> None:
         """Remove the sockets of a killed etcd: etcd refuses to listen where one exists."""
@@ -214,14 +215,8 @@ def _check_version(directory: Path, version: tuple[int, int]) -> None:
         note.write_text(f"{version[0]}.{version[1]}\n")
 
 
-def _start_time(pid: int) -> str:
-    """Return when the process started, in clock ticks: together with the pid it is unique."""
-    text = Path(f"/proc/{pid}/stat").read_text()
-    return text.rpartition(")")[2].split()[19]
-
-
 def _is_ours(pid: int, started: str, directory: Path) -> bool:
-    return _start_time(pid) == started and os.path.samefile(f"/proc/{pid}/cwd", directory)
+    return start_time(pid) == started and os.path.samefile(f"/proc/{pid}/cwd", directory)
 
 
 async def wait_exit(pidfd: int) -> None:

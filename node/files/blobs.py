@@ -18,9 +18,9 @@ from pathlib import Path
 
 import trio
 
+from colonyd.errors import Conflict, Invalid, RpcError, Unavailable
+from colonyd.fsync import sync_directory
 from node.files.tickets import CHECKSUM, Scope
-from node.host.fsync import sync_directory
-from node.model.errors import Conflict, Invalid, RpcError, Unavailable
 
 _HASHED = 1 << 20
 # An upload's hash, its size, and its uploader; names of older releases lack the last.

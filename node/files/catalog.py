@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
+from colonyd.errors import Conflict, Invalid, NotFound, TooMany
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdError
 from node.etcd.pages import Pages, below, by_number, each, values, whole
@@ -24,7 +25,6 @@ from node.files.tickets import Tickets
 from node.host.listening import Serving
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
-from node.model.errors import Conflict, Invalid, NotFound, TooMany
 from node.model.ids import new_id
 from node.processes.quotas import Quotas
 from node.store import files as store

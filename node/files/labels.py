@@ -6,7 +6,7 @@ content of a label is in `store.files`.
 
 from __future__ import annotations
 
-from node.model.errors import Invalid
+from colonyd.errors import Invalid
 
 MAX_LABEL = 1024
 MAX_NAME = 255

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import msgspec
 
-from node.model.errors import Denied, Invalid
+from colonyd.errors import Denied, Invalid
 from node.model.types import SECOND
 
 PREFIX = "/files/"

@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 
+from colonyd.errors import Denied, Invalid
 from node.blueprints.rules import BlueprintRequest, Initiator, colony_initiator
 from node.blueprints.schema_types import drop, fitting, refuse
 from node.etcd.pages import Rows, each
 from node.etcd.pressure import Need
 from node.model.codec import wire_process, wire_time
-from node.model.errors import Denied, Invalid
 from node.model.types import Int64
 from node.processes.spec import id_for
 from node.rpc.calls import MINE, Caller, Calls, Who, every

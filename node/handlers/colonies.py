@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from colonyd.errors import NotFound
 from node.etcd.pressure import Need
-from node.model.errors import NotFound
 from node.model.types import Colony, ExecutorState, State, User
 from node.rpc import requests as req
 from node.rpc.calls import Caller, Calls, Who
@@ -141,7 +141,7 @@ async def statistics(node: Node, colony: str) -> dict[str, int]:
     }
     for state in (State.SUCCESSFUL, State.FAILED, State.CANCELLED):
         key = f"{state.name.lower()}processes"
-        counts[key] = await node.client.count(keys.closed_prefix(colony, state))
+        counts[key] = await node.processes.closed.of(keys.closed_prefix(colony, state))
     for state in State:
         counts[f"{state.name.lower()}workflows"] = await node.workflows.count(colony, state)
     return counts

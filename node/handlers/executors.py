@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
+from colonyd.errors import Denied, Invalid, NotFound
 from node.etcd.pages import Rows, each, in_memory
 from node.etcd.pressure import Need
 from node.model.codec import wire_executor, wire_function
-from node.model.errors import Denied, Invalid, NotFound
 from node.model.types import Executor, ExecutorState, Function
 from node.rpc import requests as req
 from node.rpc.calls import MINE, SELF, Caller, Calls, Who, every

@@ -9,12 +9,12 @@ from typing import Any
 
 import msgspec
 
+from colonyd.errors import Denied, Invalid, NotFound, Unavailable
 from node.etcd.pages import Rows, each
 from node.etcd.pressure import Need
 from node.files.labels import check_name, normalise_label
 from node.files.tickets import CHECKSUM, PREFIX
 from node.model.codec import wire_time
-from node.model.errors import Denied, Invalid, NotFound, Unavailable
 from node.model.ids import new_id
 from node.model.types import Int64
 from node.processes.spec import id_for

@@ -9,12 +9,12 @@ from typing import Any
 
 import msgspec
 
+from colonyd.errors import Invalid, NotFound
 from node.etcd.pages import Rows, each
 from node.etcd.pressure import Need
 from node.files.catalog import snapshot_ids
 from node.files.labels import normalise_label
 from node.model.codec import wire_time
-from node.model.errors import Invalid, NotFound
 from node.processes.spec import id_for
 from node.rpc.calls import Caller, Calls, Who, every
 from node.rpc.replay import Once

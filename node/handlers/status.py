@@ -6,11 +6,11 @@ import socket
 from typing import Any
 from urllib.parse import urlsplit
 
+from colonyd.errors import Denied
 from node.etcd.pressure import Need
 from node.handlers.colonies import statistics
 from node.handlers.work.processes import locate
 from node.http.listeners import ANYWHERE
-from node.model.errors import Denied
 from node.model.types import SECOND, Process, State
 from node.processes.eligibility import ExecutorPool, unschedulable
 from node.rpc import requests as req

@@ -97,10 +97,11 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class NodeConfig(_Section, frozen=True):
-    """[node]: where the data lives and the name of the home colony."""
+    """[node]: where the data lives, the name of the home colony, and the group of its owners."""
 
     home: str = ""
     name: str = ""
+    group: str = ""
 
 
 class RpcConfig(_Section, frozen=True):
@@ -177,10 +178,12 @@ class HistoryConfig(_Section, frozen=True):
     """[history]: how long closed processes in `states`, workflows and log lines stay in the store.
 
     Then they move to files below the home; with a `keep` of 0, they never do. With AUTO they stay
-    until half of `etcd.quota` is in use; then what ended first moves.
+    until half of `etcd.quota` is in use; then what ended first moves. The oldest files are dropped
+    once all have more than `quota` bytes; 0 is no bound.
     """
 
     keep: Keep = AUTO
+    quota: ByteSize = ByteSize(4 * 2**30)
     states: list[Literal["successful", "failed", "cancelled"]] = msgspec.field(
         default_factory=lambda: ["successful", "failed", "cancelled"]
     )
@@ -235,12 +238,27 @@ class PolicyConfig(_Section, frozen=True):
     max_hops: Annotated[int, msgspec.Meta(ge=1, le=4)] = 1
 
 
+class MailboxConfig(_Section, frozen=True):
+    """[federation.mailbox]: what this colony does for trusted peers that nobody can connect to.
+
+    Where `federation.global` is on, it offers to hold messages for them (`offer`), also those of
+    colonies that it does not trust and that such a peer names (`strangers`).
+    """
+
+    offer: bool = True
+    strangers: bool = True
+
+
 class FederationConfig(_Section, frozen=True):
     """[federation]: the port that peers talk to, and how peers are found and trusted.
 
     `hops` is how many colonies our processes may pass to where they end, 1 for the peer alone.
     Colonies that trusted peers introduce are `pending`, or trusted as well; with "off", no colony
-    is introduced either way.
+    is introduced either way. With `share_names`, introductions have the names that our owner gave.
+
+    With `wide` ("global" in files), the colony is looked up by its id in the DHT of the `bootstrap`
+    nodes, by default the public one of BitTorrent. `dht_port` is its UDP port. With `map_port`,
+    routers are then asked to forward `port` to us.
     """
 
     enabled: bool = True
@@ -248,10 +266,16 @@ class FederationConfig(_Section, frozen=True):
     port: Port = 50081
     trust: Literal["manual", "lan"] = "manual"
     discovery: bool = True
+    wide: bool = msgspec.field(default=False, name="global")
+    bootstrap: list[NonEmpty] = msgspec.field(default_factory=list)
+    dht_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 50082
+    map_port: bool = True
     interfaces: list[NonEmpty] = msgspec.field(default_factory=list)
     hops: Annotated[int, msgspec.Meta(ge=1, le=4)] = 1
     introductions: Literal["pending", "off", "trust"] = "pending"
+    share_names: bool = True
     policy: PolicyConfig = PolicyConfig()
+    mailbox: MailboxConfig = MailboxConfig()
 
 
 class PeerConfig(_Section, frozen=True):
@@ -390,7 +414,7 @@ def _layers(
 
 def _check_names(data: Mapping[str, object], kind: type, path: str, origin: str) -> None:
     """Refuse unknown names and say which known one comes nearest."""
-    fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    fields = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
     for name, value in data.items():
         here = f"{path}.{name}" if path else name
         if name not in fields:
@@ -418,7 +442,7 @@ def _kind_of(dotted: str, origin: str) -> Any:
     inner = next(field.type for field in msgspec.structs.fields(Config) if field.name == section)
     if not (isinstance(inner, type) and issubclass(inner, _Section)):
         raise ConfigError(f"{section}: can only be set in the file ({_in(origin)})")
-    return next(field.type for field in msgspec.structs.fields(inner) if field.name == key)
+    return next(field.type for field in msgspec.structs.fields(inner) if field.encode_name == key)
 
 
 def _coerce(value: str, kind: Any, dotted: str, origin: str) -> object:

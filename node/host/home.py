@@ -5,8 +5,8 @@ Configuration is read in `config`; `daemon.main` runs in a home.
 
 from __future__ import annotations
 
+import grp
 import os
-import pwd
 import re
 import shlex
 import socket
@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from node.host.fsync import sync_directory
-from node.host.keys import IdentityError, PrivateKey, read_key, write_key
+from colonyd.fsync import sync_directory
+from colonyd.keys import IdentityError, PrivateKey, read_key, write_key
+from colonyd.places import key_file, user_name
 from node.model.ids import valid_name
-from node.model.names import in_file
 
 # Present below a home whose restore from a backup was interrupted.
 RESTORING = "restoring"
@@ -90,7 +90,7 @@ class Home:
         """Return the path of the key file called `name`; the name of a member may have any
         character.
         """
-        return self.keys / f"{in_file(name)}.key"
+        return key_file(self.path, name)
 
     # The colony's next key lies ready in a file of its own until the store knows of it.
 
@@ -126,6 +126,7 @@ class Home:
             kept = self.keys / f"colony.key.old-{day:%Y-%m-%d}-{number}"
         if not kept.exists():
             os.link(place, kept)
+        share_like(place, self._next)
         os.replace(self._next, place)
         sync_directory(self.keys)
         return kept
@@ -149,14 +150,6 @@ def require_owner(home: Path) -> None:
         )
 
 
-def user_name(uid: int) -> str:
-    """Return the login name of a user id, or `#` and its number where it has none."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"#{uid}"
-
-
 def foreign_files(home: Path) -> Iterator[tuple[Path, int]]:
     """Find files in `home` that belong to another user than `home` itself: paths and user ids."""
     owner = home.stat().st_uid
@@ -169,31 +162,69 @@ def foreign_files(home: Path) -> Iterator[tuple[Path, int]]:
                     yield path, uid
 
 
-def tighten(home: Path) -> list[tuple[Path, int]]:
-    """Remove other users' access to secrets; return paths and their old modes.
+def secrets_of(home: Path, group: str = "") -> Iterator[tuple[Path, int]]:
+    """Yield the files and directories with secrets, and the mode bits that each may have.
+
+    The members of `group` may read the keys of the colony and its user, the former ones too.
+    """
+    place = Home(home)
+    yield place.keys, 0o750 if group else 0o700
+    for path in sorted(place.keys.glob("*.key*")):
+        shared = group and path.name.startswith(("colony.key", "user.key"))
+        yield path, 0o740 if shared else 0o700
+    yield place.path / "tls.key", 0o700
+
+
+def tighten(home: Path, group: str = "") -> list[tuple[Path, int]]:
+    """Remove other users' access to secrets, but for `group`; return paths and their old modes.
 
     Files of another user, and on read-only file systems, stay as they are: `colony doctor` reports
     them.
     """
-    place = Home(home)
-    secrets = [place.keys, *sorted(place.keys.glob("*.key*")), place.path / "tls.key"]
     done = []
-    for path in secrets:
+    for path, allowed in secrets_of(home, group):
         with suppress(OSError):
             mode = stat.S_IMODE(path.stat().st_mode)
-            if mode & 0o077:
-                path.chmod(mode & 0o700)
+            if mode & ~allowed & 0o077:
+                path.chmod(mode & allowed)
                 done.append((path, mode))
     return done
 
 
-def default_home(environ: Mapping[str, str]) -> Path:
-    """`$COLONYD_HOME`, else systemd's state directory, else the platform's data directory."""
-    for variable in ("COLONYD_HOME", "STATE_DIRECTORY"):
-        if environ.get(variable):
-            return Path(environ[variable])
-    base = environ.get("XDG_DATA_HOME") or str(Path(environ.get("HOME", "/")) / ".local/share")
-    return Path(base) / "colonyd"
+def share(home: Path, group: str) -> None:
+    """Let the members of a group act as the colony's owner: they may read its keys, and its user's.
+
+    The key of the server, the store and the files stay with the daemon's user. Raises HomeError.
+    """
+    try:
+        gid = grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise HomeError(
+            f"node.group: there is no group {group!r} here; make it (addgroup --system {group}), or"
+            " leave the setting out"
+        ) from None
+    place = Home(home)
+    readable = [place.key("colony"), place.key("user"), place.name_file, place.path / "tls.crt"]
+    for path, mode in [(home, 0o750), (place.keys, 0o750), *((path, 0o640) for path in readable)]:
+        try:
+            if path.stat().st_gid != gid:
+                os.chown(path, -1, gid)
+            path.chmod(mode)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise HomeError(
+                f"node.group: {path} can't be given to group {group}: {error.strerror}; the"
+                " daemon's user must be a member of it"
+            ) from None
+
+
+def share_like(old: Path, new: Path) -> None:
+    """Give a new key file the group and the mode of the one that it follows."""
+    there = old.stat()
+    if stat.S_IMODE(there.st_mode) & 0o070:
+        os.chown(new, -1, there.st_gid)
+        new.chmod(0o640)
 
 
 def _directory(path: Path) -> None:

@@ -11,8 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from node.host.home import user_name
-from node.host.listening import read_listening
+from colonyd.places import read_listening, user_name
 
 _LISTEN = "0A"  # TCP_LISTEN, in /proc/net/tcp
 _UNMAPPED = 65534  # what the kernel shows for users outside of our user namespace (PrivateUsers=)

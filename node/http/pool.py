@@ -13,7 +13,7 @@ import h11
 import msgspec
 import trio
 
-from node.http.client import reason_of
+from colonyd.http import reason_of
 
 _MOST, _IDLE = 16, 8  # connections, and those that are kept while no request needs them
 _KEPT = 90.0  # seconds that a connection is kept without a request
@@ -59,10 +59,14 @@ class _Connection:
 
 @dataclass
 class Pool:
-    """Up to 16 connections to the server `host`; `connect` opens one, and returns its socket."""
+    """Up to 16 connections to the server `host`; `connect` opens one, and returns its socket.
+
+    `remote` is the IP address that the latest one led to, "" before the first.
+    """
 
     host: str
     connect: Callable[[], Awaitable[tuple[trio.abc.Stream, trio.socket.SocketType]]]
+    remote: str = ""
     _idle: list[_Connection] = field(default_factory=list)
     _busy: set[_Connection] = field(default_factory=set)
     _slots: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(_MOST))
@@ -127,7 +131,9 @@ class Pool:
             raise NotSent("the connection was closed")
         try:
             with trio.fail_after(_CONNECT):
-                return _Connection(*await self.connect())
+                connection = _Connection(*await self.connect())
+                self.remote = _remote(connection.socket)
+                return connection
         except trio.TooSlowError:
             raise NotSent(f"no connection within {_CONNECT:g} s") from None
         except (OSError, trio.BrokenResourceError) as error:
@@ -212,3 +218,11 @@ def _require_plain(headers: Mapping[str, str], limit: int) -> None:
     declared = headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise NoAnswer(f"the answer is longer than {limit} bytes")
+
+
+def _remote(socket: trio.socket.SocketType) -> str:
+    try:
+        peer = socket.getpeername()
+    except OSError:
+        return ""
+    return str(peer[0]) if isinstance(peer, tuple) else ""

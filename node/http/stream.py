@@ -50,6 +50,9 @@ class PromptStream(trio.abc.HalfCloseableStream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Return bytes once there are some; none at the end of the stream."""
         while True:
+            if self._raw.fileno() < 0:
+                # Another task closed it. What waits already is told by trio itself.
+                raise self._broken()
             await trio.lowlevel.wait_readable(self._raw)
             try:
                 return self._raw.recv(max_bytes or 65_536)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from colonyd.errors import Invalid, NotFound
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Absent, Get, Put, Txn
 from node.model.codec import pack, unpack
-from node.model.errors import Invalid, NotFound
 from node.model.ids import new_id
 from node.model.names import check_name
 from node.processes.quotas import Quotas

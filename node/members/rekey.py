@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from colonyd.errors import Conflict, Denied, Invalid, NotFound
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Compare, Get, ModRevision, Op, Put, Txn
 from node.members import ownership as handover
 from node.model.codec import pack, unpack
-from node.model.errors import Conflict, Denied, Invalid, NotFound
 from node.model.types import Colony, Executor, ExecutorState, Process, State, User
 from node.processes.service import Processes
 from node.store import keys

@@ -12,11 +12,11 @@ from typing import TypeVar
 
 import msgspec
 
+from colonyd.errors import Conflict, Invalid, NotFound
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdNoSpace
 from node.etcd.txn import Absent, Delete, DeletePrefix, Get, Op, Put, Txn
 from node.model.codec import is_older, pack, unpack
-from node.model.errors import Conflict, Invalid, NotFound
 from node.model.ids import new_id, valid_name
 from node.model.names import check_id, check_name
 from node.model.types import SECOND, Colony, Executor, ExecutorState, Function, User

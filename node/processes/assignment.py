@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 import trio
 from sortedcontainers import SortedDict
 
+from colonyd.errors import NotFound, RpcError, TimedOut, Unavailable
 from node.etcd.client import TxnResult
 from node.etcd.errors import EtcdError, EtcdNoSpace, EtcdUnavailable
 from node.etcd.guard import GUARD, Guard
 from node.etcd.parts import WHOLE
 from node.etcd.txn import Txn
 from node.host.log import get_logger
-from node.model.errors import NotFound, RpcError, TimedOut, Unavailable
 from node.model.types import Executor, Process, State
 from node.processes.fitting import UNLIMITED, Shelf
 from node.processes.observer import Observer

@@ -38,10 +38,15 @@ async def expire(processes: Processes, assigner: Assigner) -> None:
     failure: Exception | None = None
     failed: list[Callable[[], None]] = []
     late = _late(processes)
+    workers = 1
 
     async def work() -> None:
-        nonlocal failure
+        nonlocal failure, workers
         for colony, processid, step, again in late:
+            if workers < _AT_ONCE:
+                # One more for each process: mostly nothing is late.
+                workers += 1
+                nursery.start_soon(work)
             try:
                 await processes.change_quietly(colony, processid, step)
             except EtcdUnavailable as error:
@@ -53,8 +58,7 @@ async def expire(processes: Processes, assigner: Assigner) -> None:
                 failure = failure or error
 
     async with trio.open_nursery() as nursery:
-        for _ in range(_AT_ONCE):
-            nursery.start_soon(work)
+        nursery.start_soon(work)
     for again in failed:
         again()
         await trio.lowlevel.checkpoint()

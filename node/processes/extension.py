@@ -45,6 +45,10 @@ class Hooks:
         """
         return False
 
+    async def stranger(self, colonyname: str) -> str:
+        """Return what is known of a colony that is not trusted, as a message; else ""."""
+        return ""
+
     def route(self, process: Process) -> str:
         """Return the id of the peer for a process that names none, or "" when it stays.
 
@@ -99,8 +103,12 @@ class Hooks:
         Raises EtcdError.
         """
 
-    def submitted(self, process: Process) -> None:
-        """Note that a process with a peer is in the store."""
+    def submitted(self, process: Process, revision: int = 0) -> None:
+        """Note that a process with a peer is in the store.
+
+        It was written at `revision`, together with what `forwarding` returned for it; 0 if that is
+        not known.
+        """
 
     def progressed(self, process: Process) -> None:
         """Note that a process which came from a peer, or went to one, has an update.

@@ -7,14 +7,13 @@ that is never set: setting the wall clock must neither hasten nor delay an end.
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
 from itertools import islice
 
 import msgspec
-from sortedcontainers import SortedSet
+from sortedcontainers import SortedList, SortedSet
 
 from node.model.types import SECOND, Running, Waiting
 from node.processes.fitting import UNLIMITED, Shelf, Track
@@ -84,30 +83,20 @@ _PAGE = 1024
 
 
 @dataclass
-class DeadlineHeap:
-    """Deadlines of processes, in ns of one clock. Dropped processes are removed from the heap in
-    time.
+class Deadlines:
+    """Deadlines of processes, in ns of one clock."""
 
-    The heap may always have `least` items. Beyond that, at most half of its items are of dropped
-    processes: a heap can't be searched, and deadlines may be days away.
-    """
-
-    least: int = 1024
     _now: dict[str, int] = field(default_factory=dict)
-    _heap: list[tuple[int, str]] = field(default_factory=list)
+    _order: SortedList[tuple[int, str]] = field(default_factory=SortedList)
 
     def set(self, processid: str, deadline: int) -> None:
         """Set the deadline of a process, 0 for none."""
-        if not deadline:
-            self.drop(processid)
+        if self._now.get(processid, 0) == deadline:
             return
-        if self._now.get(processid) == deadline:
-            return
-        self._now[processid] = deadline
-        heapq.heappush(self._heap, (deadline, processid))
-        if len(self._heap) > max(self.least, 2 * len(self._now)):
-            self._heap = [(when, known) for known, when in self._now.items()]
-            heapq.heapify(self._heap)
+        self.drop(processid)
+        if deadline:
+            self._now[processid] = deadline
+            self._order.add((deadline, processid))
 
     def get(self, processid: str) -> int:
         """Return the deadline of a process, 0 for none."""
@@ -115,25 +104,23 @@ class DeadlineHeap:
 
     def drop(self, processid: str) -> None:
         """Remove the deadline of a process."""
-        self._now.pop(processid, None)
+        deadline = self._now.pop(processid, 0)
+        if deadline:
+            self._order.remove((deadline, processid))
 
     def before(self, now: int) -> list[str]:
         """Return the ids of the next processes that were due before `now`, earliest first, each
         once: as many as one step may look at.
         """
-        found = []
-        for _ in range(_PAGE):
-            if not self._heap or self._heap[0][0] >= now:
-                break
-            deadline, processid = heapq.heappop(self._heap)
-            if self._now.get(processid) == deadline:
-                del self._now[processid]
-                found.append(processid)
-        return found
+        late = self._order[: min(_PAGE, self._order.bisect_left((now, "")))]
+        del self._order[: len(late)]
+        for _, processid in late:
+            del self._now[processid]
+        return [processid for _, processid in late]
 
     def __len__(self) -> int:
-        """Return the number of items in the heap."""
-        return len(self._heap)
+        """Return the number of deadlines."""
+        return len(self._order)
 
 
 def _as_stored(deadline: int, limit: int) -> int:
@@ -156,8 +143,8 @@ class Queue:
     """
 
     entries: dict[str, QueueEntry] = field(default_factory=dict)
-    # All in order: by (colony,), (colony, executor type), and (colony, "", "", label); the lanes by
-    # (colony, executor type, name of the executor or "").
+    # All in order: by (colony,), (colony, executor type), (colony, "", "", label), and (colony, "",
+    # "", "", initiator); the lanes by (colony, executor type, name of the executor or "").
     _tracks: dict[tuple[str, ...], Track[QueueEntry]] = field(default_factory=dict)
     _shelves: dict[Place, Shelf[QueueEntry]] = field(default_factory=dict)
     # How many processes each member has, by colony and name, and all members together, by colony
@@ -169,7 +156,7 @@ class Queue:
     # How many there are in the lanes of an executor type, by colony and type.
     _depths: Counter[tuple[str, str]] = field(default_factory=Counter)
     _taken: dict[str, int] = field(default_factory=dict)
-    due: DeadlineHeap = field(default_factory=DeadlineHeap)
+    due: Deadlines = field(default_factory=Deadlines)
     # Gets a stored deadline (Unix ns) and the ns it was given for, 0 if unknown.
     due_at: Callable[[int, int], int] = field(default=_as_stored, repr=False, compare=False)
 
@@ -363,15 +350,19 @@ class Queue:
         *,
         executortype: str = "",
         label: str = "",
+        initiator: str = "",
         after: QueueEntry | None = None,
     ) -> Iterator[QueueEntry]:
         """Return the waiting processes of a colony in order; the queue must not change meanwhile.
 
-        Only those of `executortype` or with `label`, if given, and only those behind `after`.
+        Only those of `executortype`, with `label` or of the member `initiator`, if one is given,
+        and only those behind `after`.
         """
         name: tuple[str, ...] = (colony, executortype) if executortype else (colony,)
         if label:
             name = (colony, "", "", label)
+        elif initiator:
+            name = (colony, "", "", "", initiator)
         order = self._tracks.get(name, Track())
         if after is None:
             return iter(order)
@@ -439,6 +430,8 @@ def _orders_of(entry: QueueEntry, lanes: list[tuple[str, str, str]]) -> Iterator
     yield (entry.colony, entry.executortype)
     if entry.waiting.label:
         yield (entry.colony, "", "", entry.waiting.label)
+    if entry.waiting.initiatorname:
+        yield (entry.colony, "", "", "", entry.waiting.initiatorname)
     yield from lanes
 
 
@@ -484,7 +477,7 @@ class RunningSet:
     _executors: dict[tuple[str, str], dict[str, None]] = field(default_factory=dict)
     _ended: dict[str, int] = field(default_factory=dict)
     _origins: Counter[str] = field(default_factory=Counter)
-    due: DeadlineHeap = field(default_factory=DeadlineHeap)
+    due: Deadlines = field(default_factory=Deadlines)
     due_at: Callable[[int, int], int] = field(default=_as_stored, repr=False, compare=False)
 
     def is_old(self, processid: str, revision: int) -> bool:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from colonyd.errors import TooMany
 from node.host.config import QuotasConfig
-from node.model.errors import TooMany
 from node.processes.queue import Queue, RunningSet, count_owner
 
 _LOGGING = 4096  # processes whose lines are counted

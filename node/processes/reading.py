@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import trio
 
-from node.model.errors import Unavailable
+from colonyd.errors import Unavailable
 
 _PATIENCE = 10.0  # seconds that a call waits for the rest
 _ALL = "\U0010ffff"  # after each key

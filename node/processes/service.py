@@ -18,15 +18,16 @@ from typing import TypeVar
 import msgspec
 import trio
 
+from colonyd.errors import Conflict, Denied, Invalid, NotFound, RpcError
 from node.etcd.batch import Reads, read_many
 from node.etcd.client import EtcdClient, TxnResult
+from node.etcd.counts import Counts
 from node.etcd.errors import Compacted
 from node.etcd.txn import Compare, Get, Op, Put, Txn
 from node.host import clock as steps
 from node.host.clock import Clock
 from node.host.config import QuotasConfig
 from node.model.codec import pack, unpack
-from node.model.errors import Conflict, Denied, Invalid, NotFound, RpcError
 from node.model.types import Attribute, Blocked, Process, Running, State, Waiting
 from node.processes.extension import Hooks
 from node.processes.observer import Observer
@@ -80,6 +81,7 @@ class Processes:
         self.running = RunningSet(due_at=clock.due)
         self.quotas = Quotas(self.queue, self.running, limits or QuotasConfig())
         self.reads = Reads(client)
+        self.closed = Counts(client, keys.CLOSED)
         # The watch has reported every write before this revision. An answer that comes later must
         # not bring back an entry that the watch has removed.
         self.told = 0
@@ -236,6 +238,16 @@ class Processes:
         process = unpack(found.value, Process)
         self.remember(process, found.mod_revision, len(found.value))
         return process, found.mod_revision
+
+    async def ended(self, colony: str, processid: str) -> tuple[Process, int] | None:
+        """Return what `load` does, for a process that is probably closed.
+
+        An end that this daemon remembers is not read again: nothing changes it.
+        """
+        known = self.cache.get(colony, processid)
+        if known is not None and known[0].closed:
+            return known
+        return await self.load(colony, processid)
 
     async def recall(self, colony: str, processid: str) -> tuple[Process, int] | None:
         """Return a process and its revision, from memory if possible; only for transactions that
@@ -416,7 +428,7 @@ class Processes:
         self.remember(process, revision)
         self._changed(process, revision)
         if process.peer and not process.waitforparents:
-            self.hooks.submitted(process)
+            self.hooks.submitted(process, revision)
             return
         if revision >= self.told:
             self._enqueue(self.entry_of(process, revision))
@@ -454,6 +466,12 @@ class Processes:
         `step` returns None when nothing is to be done, and raises RpcError to refuse. Raises
         NotFound when the process does not exist.
         """
+        return (await self.change_at(colony, processid, step))[0]
+
+    async def change_at(
+        self, colony: str, processid: str, step: Callable[[Process, int], store.Transition | None]
+    ) -> tuple[Process, int]:
+        """Do as `change` does. Return the process and its revision, that of all that it wrote."""
         known = await self.recall(colony, processid)
         for _ in range(_TRIES):
             if known is None:
@@ -471,11 +489,11 @@ class Processes:
                     continue
                 if refusal is not None:
                     raise refusal
-                return known[0]
+                return known
             result = await self.client.commit(taken.txn)
             if result.succeeded:
                 self.settle(taken.process, result.revision)
-                return taken.process
+                return taken.process, result.revision
             known = await self.load(colony, processid)
         raise Conflict(f"process {processid} changes too fast; try again")
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from colonyd.errors import Conflict, Invalid, RpcError
 from node.model import graph as graphs
-from node.model.errors import Conflict, Invalid, RpcError
 from node.model.ids import MAX_SECONDS, new_id
 from node.model.quantities import parse_cpu, parse_memory
 from node.model.types import (
@@ -120,6 +120,21 @@ def build_process(
     )
 
 
+class StrangeColony(Invalid):
+    """A node of a workflow names a colony that is neither here nor a trusted peer."""
+
+    def __init__(self, name: str, field: str, found: str = "") -> None:
+        super().__init__(
+            f"{field}.conditions.colonyname: {name[:80]!r} is neither here nor a peer that this"
+            f" workflow's colony trusts{'; ' if found else ''}{found}"
+        )
+        self.name, self.field = name, field
+
+    async def explained(self, hooks: Hooks) -> StrangeColony:
+        """Return the error with what is known of the colony, or found by a look-up of seconds."""
+        return StrangeColony(self.name, self.field, await hooks.stranger(self.name))
+
+
 def build_node(hooks: Hooks, graph: Graph, place: int, spec: FunctionSpec, field: str) -> Process:
     """Return the node at `place` of a workflow, at home or for the peer that its spec names.
 
@@ -133,10 +148,7 @@ def build_node(hooks: Hooks, graph: Graph, place: int, spec: FunctionSpec, field
         if not peer and (several := hooks.ambiguity(name)):
             raise Conflict(f"{field}.conditions.colonyname: {several}")
         if not peer and hooks.unknown(name):
-            raise Invalid(
-                f"{field}.conditions.colonyname: {name[:80]!r} is neither here nor a peer that"
-                " this workflow's colony trusts"
-            )
+            raise StrangeColony(name, field)
     if not peer:
         conditions = msgspec.structs.replace(spec.conditions, colonyname=graph.colonyname)
         spec = msgspec.structs.replace(spec, conditions=conditions)

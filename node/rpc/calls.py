@@ -22,8 +22,8 @@ from functools import cached_property, partial
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
+from colonyd.errors import Denied
 from node.etcd.pressure import Need
-from node.model.errors import Denied
 from node.model.json import null_is_absent
 from node.model.types import Executor
 from node.rpc.replay import Once

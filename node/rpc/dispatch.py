@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 import trio
 
+from colonyd.errors import Denied, Invalid, RpcError, TooLarge, TooMany, Unavailable
+from colonyd.keys import IdentityError, recover_payload
 from node.etcd.errors import EtcdError, EtcdNoSpace
 from node.etcd.pressure import Pressure
-from node.host.keys import IdentityError, recover_payload
-from node.model.errors import Denied, Invalid, RpcError, TooLarge, TooMany, Unavailable
+from node.model.histogram import Histograms
 from node.model.json import _OPAQUE, _TYPED, MAX_DEPTH, prune
 from node.model.numbers import beyond_float
 from node.rpc import incremental as large
@@ -45,6 +46,8 @@ _LARGE = 1 << 20
 LONGEST_LISTING = 60.0
 # Calls of one signer that are served at a time; more wait, and delay no other signer.
 MAX_CALLS = 32
+# Bounds in seconds of the durations of calls, and calls that may have a histogram: all of them.
+_DURATIONS, _MOST_CALLS = (0.005, 0.025, 0.1, 0.5, 2.5, 10.0), 1000
 
 
 R = TypeVar("R")
@@ -89,6 +92,8 @@ class Table:
     pressure: Pressure = field(default_factory=Pressure)
     calls: dict[str, Call[Any]] = field(default_factory=dict)
     answered: Counter[tuple[str, int]] = field(default_factory=Counter)
+    # Of calls that were served: names are those of the table, and refusals tell of no work done.
+    durations: Histograms = field(default_factory=lambda: Histograms(_DURATIONS, _MOST_CALLS))
     turns: FairQueue = field(default_factory=lambda: FairQueue(each=MAX_CALLS))
     # Large requests are read one after the other: many at once would share each turn of the loop.
     _reading: trio.Lock = field(default_factory=trio.Lock)
@@ -110,12 +115,15 @@ class Table:
         `signed` gets the id of a signer with a right here, and returns why the signer is not served
         now, or "".
         """
+        begun = trio.current_time()
         if len(body) <= _HUGE:
-            return await self._answer(body, signed)
+            return await self._answer(body, signed, begun)
         async with self._huge:
-            return await self._answer(body, signed)
+            return await self._answer(body, signed, begun)
 
-    async def _answer(self, body: bytes, signed: Callable[[str], str]) -> tuple[int, bytes]:
+    async def _answer(
+        self, body: bytes, signed: Callable[[str], str], begun: float
+    ) -> tuple[int, bytes]:
         payloadtype = ""
         try:
             if len(body) <= SMALL:
@@ -145,6 +153,8 @@ class Table:
             self._count(payloadtype, 507 if isinstance(error, EtcdNoSpace) else 503)
             raise
         self._count(payloadtype, 200)
+        if call.polls is None or not call.polls(request):  # how long a poll waits says nothing
+            self.durations.add(payloadtype, trio.current_time() - begun)
         return 200, result
 
     def _count(self, payloadtype: str, status: int) -> None:

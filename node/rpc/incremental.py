@@ -17,9 +17,9 @@ from typing import Annotated, Any, TypeAlias, TypeVar, get_args, get_origin
 import msgspec
 import trio
 
-from node.host.keys import IdentityError, recover_id
+from colonyd.errors import Invalid
+from colonyd.keys import IdentityError, recover_id
 from node.model import numbers
-from node.model.errors import Invalid
 from node.store.limits import ANSWER
 
 _encode = msgspec.json.Encoder().encode

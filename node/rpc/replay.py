@@ -17,12 +17,7 @@ from typing import Any
 import msgspec
 import trio
 
-from node.etcd.client import EtcdClient, TxnResult
-from node.etcd.errors import EtcdError, EtcdNoSpace
-from node.etcd.guard import GUARD
-from node.etcd.txn import Absent, DeletePrefix, Get, ModRevision, Put, Txn
-from node.host.log import get_logger
-from node.model.errors import (
+from colonyd.errors import (
     Conflict,
     Denied,
     Invalid,
@@ -32,6 +27,11 @@ from node.model.errors import (
     Unavailable,
     of_status,
 )
+from node.etcd.client import EtcdClient, TxnResult
+from node.etcd.errors import EtcdError, EtcdNoSpace
+from node.etcd.guard import GUARD
+from node.etcd.txn import Absent, DeletePrefix, Get, ModRevision, Put, Txn
+from node.host.log import get_logger
 from node.model.types import SECOND
 from node.store import replay as store
 
@@ -156,7 +156,7 @@ class Claim:
                 raise Denied(
                     f"issuedat: what was signed before {(last + 1) * store.SPAN} is not known to"
                     " this store any more: the request waited too long, or a clock was set back;"
-                    " if this host's clock is right now, `colony peers clock --reset` (as owner)"
+                    " if this host's clock is right now, `colony peer clock --reset` (as owner)"
                 )
             return TxnResult(False, result.revision, responses)
 

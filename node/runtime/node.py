@@ -13,6 +13,7 @@ from random import SystemRandom
 import msgspec
 import trio
 
+from colonyd.errors import RpcError
 from node.archive.lookup import HistoryReader
 from node.blueprints.definitions import Definitions
 from node.blueprints.reconcile import Reconciliation
@@ -29,7 +30,6 @@ from node.host.log import get_logger
 from node.members.locations import Locations
 from node.members.rekey import Identities
 from node.members.service import Members
-from node.model.errors import RpcError
 from node.model.ids import new_id
 from node.model.types import Function, Process
 from node.processes.assignment import Assigner

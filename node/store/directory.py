@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from colonyd.errors import Denied, NotFound
+from colonyd.names import of_key
 from node.model.codec import unpack
-from node.model.errors import Denied, NotFound
-from node.model.names import of_key
 from node.model.types import Colony, Executor, ExecutorState, Function, User
 from node.store import keys
 

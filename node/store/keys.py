@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 
-from node.model.names import in_key
+from colonyd.names import in_key
 
 ROOT = "/colonyd/"
 SERVER = ROOT + "server"
@@ -156,9 +156,14 @@ def parse_graph_part(key: str) -> tuple[str, str, int]:
     return colony, graphid, int(attempt[:20])
 
 
+# Marks of the graphs by state, and of the closed processes.
+GRAPH_STATES = ROOT + "graphstate/"
+CLOSED = ROOT + "closed/"
+
+
 def graph_states(colony: str, state: int) -> str:
     """Return the prefix of the marks of the graphs in one state, newest first."""
-    return f"{ROOT}graphstate/{colony}/{state}/"
+    return f"{GRAPH_STATES}{colony}/{state}/"
 
 
 def graph_state(colony: str, state: int, submissiontime: int, graphid: str) -> str:
@@ -178,7 +183,7 @@ def ascending(number: int) -> int:
 
 def closed_prefix(colony: str, state: int) -> str:
     """Return the prefix of the closed processes in one state, newest first."""
-    return f"{ROOT}closed/{colony}/{state}/"
+    return f"{CLOSED}{colony}/{state}/"
 
 
 def closed(colony: str, state: int, endtime: int, processid: str) -> str:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from colonyd.errors import Conflict
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Compare, Get, ModRevision, Op, Put, Txn
 from node.model.codec import pack, unpack
-from node.model.errors import Conflict
 
 __all__ = ["Unmet", "update"]
 

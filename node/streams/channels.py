@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from colonyd.errors import Conflict, Denied, Invalid, NotFound, RpcError
 from node.etcd.client import EtcdClient
 from node.etcd.pages import Pages, below, whole
 from node.etcd.txn import Txn
 from node.etcd.watch import WatchBatch, watch
 from node.model.codec import unpack, wire_time
-from node.model.errors import Conflict, Denied, Invalid, NotFound, RpcError
 from node.model.types import SECOND, Process
 from node.processes.observer import Observer
 from node.store.directory import Directory

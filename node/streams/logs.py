@@ -8,11 +8,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import aclosing
 
+from colonyd.errors import Invalid
 from node.etcd.client import EtcdClient, KeyValue
-from node.etcd.pages import Pages, below, by_number, last_begin, numbered, oldest_first
-from node.etcd.txn import Get, Put, Txn
+from node.etcd.pages import (
+    Pages,
+    below,
+    by_number,
+    following,
+    last_begin,
+    numbered,
+    oldest_first,
+    values,
+)
+from node.etcd.txn import Put, Txn
 from node.model.codec import pack, unpack
-from node.model.errors import Invalid
 from node.model.types import SECOND, Log
 from node.store import keys
 from node.store.work import logs as store
@@ -81,13 +90,14 @@ async def lines(
 
 async def search(
     client: EtcdClient, colony: str, text: str, count: int, *, since: int, until: int
-) -> list[Log]:
-    """Return the newest `count` lines that contain `text`, newest first; times in Unix ns.
+) -> Pages[Log]:
+    """Return the newest `count` lines that contain `text`, newest first, in pages; times in Unix
+    ns.
 
-    Reads back only as far as it must. Raises Invalid when none of the newest `MAX_LOOKED_AT` lines
-    has the text and there are more.
+    Reads back only as far as it must, a page of lines at a time. Raises Invalid when none of the
+    newest `MAX_LOOKED_AT` lines has the text and there are more.
     """
-    found: list[Log] = []
+    left, most = count, _FIRST
     looked_at, span = 0, store.BUCKET - until % store.BUCKET + _RECENT
     for prefix, low, high in store.stretches(colony, since, until):
         before = looked_at
@@ -95,26 +105,28 @@ async def search(
         async with aclosing(places) as pages:
             async for page in pages:
                 if looked_at >= MAX_LOOKED_AT:
-                    if found:
-                        return found
+                    if left < count:
+                        return
                     raise Invalid(
                         f"text: not in the newest {looked_at} lines; ask for fewer days, or for the"
                         " lines of one process or executor"
                     )
                 looked_at += len(page)
-                found += [
-                    line for line in await _lines(client, colony, page) if text in line.message
-                ]
-                if len(found) >= count:
-                    return found[:count]
+                async with aclosing(values(client, _names(colony, page), first=most)) as parts:
+                    async for part in parts:
+                        most = following(most, part)
+                        found = [unpack(kv.value, Log) for kv in part]
+                        hits = [line for line in found if text in line.message][:left]
+                        left -= len(hits)
+                        if hits:
+                            yield hits
+                        if not left:
+                            return
         # The next bucket may be as full as this one.
         span = max(1, 4 * _PAGE * (high - low) // max(1, looked_at - before))
-    return found
 
 
-async def _lines(client: EtcdClient, colony: str, places: Sequence[KeyValue]) -> list[Log]:
-    """Return the lines at places of the index; lines that are gone by now are left out."""
+def _names(colony: str, places: Sequence[KeyValue]) -> list[str]:
+    """Return the keys of the lines at places of the index."""
     known = [store.parse(kv.key) for kv in places]
-    gets = [Get(keys.executor_logs(colony, name) + keys.log_place(time)) for time, name in known]
-    found = (await client.commit(Txn([], gets))).responses
-    return [unpack(kv.value, Log) for kvs in found for kv in kvs]
+    return [keys.executor_logs(colony, name) + keys.log_place(time) for time, name in known]

@@ -12,14 +12,14 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
+from colonyd.errors import Conflict, Invalid, NotFound, RpcError, TooMany
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdError
-from node.etcd.pages import Pages, below, each, values
+from node.etcd.pages import Pages, each, values
 from node.etcd.pressure import Need
 from node.etcd.txn import Compare, ModRevision
 from node.host.log import get_logger
 from node.model.codec import unpack
-from node.model.errors import Conflict, Invalid, NotFound, RpcError, TooMany
 from node.model.ids import MAX_SECONDS, new_id
 from node.model.types import SECOND, State
 from node.processes.observer import Observer
@@ -177,12 +177,9 @@ class Crons(Observer):
         known = await self.load(colony, found.value.decode()) if found is not None else None
         return known[0] if known is not None else None
 
-    async def listing(self, colony: str, count: int) -> list[Cron]:
-        """Return at most `count` crons of a colony, by name."""
-        found = list[Cron]()
-        async for page in below(self.client, store.prefix(colony)):
-            found += [unpack(kv.value, Cron) for kv in page]
-        return sorted(found, key=lambda cron: cron.name)[:count]
+    def listing(self, colony: str, count: int) -> list[Cron]:
+        """Return at most `count` crons of a colony, by name, as the index has them."""
+        return self.index.first(colony, count)
 
     async def spec(self, cron: Cron) -> str:
         """Return the workflow of a cron, as it was sent; "" if the cron is gone."""

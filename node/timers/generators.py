@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 import msgspec
 import trio
 
+from colonyd.errors import Conflict, Invalid, NotFound, RpcError, TooMany
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
-from node.etcd.pages import Pages, below, each, values
+from node.etcd.pages import Pages, each, values
 from node.etcd.pressure import Need
 from node.etcd.txn import Compare, Delete, ModRevision, Op, Txn
 from node.host.log import get_logger
 from node.model.codec import unpack
-from node.model.errors import Conflict, Invalid, NotFound, RpcError, TooMany
 from node.model.ids import MAX_SECONDS, new_id
 from node.model.types import SECOND
 from node.store import generators as store
@@ -216,12 +216,9 @@ class Generators:
         known = await self.load(colony, found.value.decode()) if found is not None else None
         return known[0] if known is not None else None
 
-    async def listing(self, colony: str, count: int) -> list[Generator]:
-        """Return at most `count` generators of a colony, by name."""
-        found = list[Generator]()
-        async for page in below(self.client, store.prefix(colony)):
-            found += [unpack(kv.value, Generator) for kv in page]
-        return sorted(found, key=lambda generator: generator.name)[:count]
+    def listing(self, colony: str, count: int) -> list[Generator]:
+        """Return at most `count` generators of a colony, by name, as the index has them."""
+        return self.index.first(colony, count)
 
     async def spec(self, generator: Generator) -> str:
         """Return the workflow of a generator, as it was sent; "" if the generator is gone."""

@@ -15,13 +15,13 @@ from zoneinfo import ZoneInfo
 import msgspec
 import trio
 
+from colonyd.errors import RpcError
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError
 from node.etcd.txn import ModRevision, Put, Txn
 from node.host.clock import JUMP, Clock
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
-from node.model.errors import RpcError
 from node.model.types import SECOND, Process, State
 from node.processes.older import complete
 from node.processes.queue import QueueEntry

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from operator import attrgetter
 from typing import Generic, TypeVar
 
 import trio
 from sortedcontainers import SortedSet
 
+from colonyd.errors import RpcError
 from node.etcd.errors import EtcdError
 from node.host.log import get_logger
 from node.model.codec import unpack
-from node.model.errors import RpcError
 from node.model.types import SECOND
 from node.processes.queue import count_owner
 from node.tasks.fairqueue import FairQueue
@@ -106,14 +108,23 @@ class TimerIndex(Generic[T]):
     due: Callable[[T], int | None]
     # Gives the colony and the member of a value.
     owner: Callable[[T], tuple[str, str]]
+    # Gives the name of a value, which no other one of the colony has, and which never changes.
+    name: Callable[[T], str] = attrgetter("name")
     timer_queue: TimerQueue = field(default_factory=TimerQueue)
     # How many values each member has, by colony and id, and all members together, by colony and "".
     owners: dict[tuple[str, str], int] = field(default_factory=dict)
     _known: dict[str, tuple[T, int]] = field(default_factory=dict)
+    # The name and key of each value, by colony.
+    _names: dict[str, SortedSet[tuple[str, str]]] = field(default_factory=dict)
 
     def get(self, key: str) -> tuple[T, int] | None:
         """Return the value as last known, and its revision."""
         return self._known.get(key)
+
+    def first(self, colony: str, count: int) -> list[T]:
+        """Return the values of a colony, the first `count` of them by name."""
+        names = self._names.get(colony, ())
+        return [self._known[key][0] for _, key in islice(names, count)]
 
     def all_keys(self) -> list[str]:
         """Return the keys of all values."""
@@ -132,6 +143,7 @@ class TimerIndex(Generic[T]):
     def replace(self, items: Sequence[tuple[str, bytes, int]]) -> None:
         """Replace the index after a new listing: (key, value, revision) of everything."""
         self._known.clear()
+        self._names.clear()
         self.owners.clear()
         self.timer_queue.clear()
         for key, value, revision in items:
@@ -142,6 +154,9 @@ class TimerIndex(Generic[T]):
         known = self._known.get(key)
         if known is not None and known[1] > revision:
             return
+        if known is None:
+            names = self._names.setdefault(self.owner(value)[0], SortedSet())
+            names.add((self.name(value), key))
         self._uncount(known)
         self._known[key] = (value, revision)
         count_owner(self.owners, *self.owner(value), 1)
@@ -149,7 +164,14 @@ class TimerIndex(Generic[T]):
 
     def forget(self, key: str) -> None:
         """Remove a key that is gone from the store."""
-        self._uncount(self._known.pop(key, None))
+        known = self._known.pop(key, None)
+        if known is not None:
+            colony, _ = self.owner(known[0])
+            names = self._names[colony]
+            names.discard((self.name(known[0]), key))
+            if not names:
+                del self._names[colony]
+        self._uncount(known)
         self.timer_queue.set(key, None)
 
     def put_off(self, key: str) -> None:

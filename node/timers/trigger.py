@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from colonyd.errors import Invalid, RpcError
 from node.etcd.errors import EtcdError, EtcdNoSpace
 from node.model import graph as graphs
-from node.model.errors import Invalid, RpcError
 from node.model.types import SECOND, ExecutorState, FunctionSpec
 from node.processes.spec import check_spec
 from node.store.directory import Directory

@@ -15,13 +15,13 @@ from math import inf
 import msgspec
 import trio
 
+from colonyd.errors import Invalid, RpcError
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.errors import EtcdError, EtcdTooLarge
 from node.etcd.parts import MOST as MOST_VALUE
 from node.etcd.txn import Compare, Delete, DeletePrefix, Get, ModRevision, Op, Put, Txn
 from node.host.log import get_logger
 from node.model.codec import pack, unpack
-from node.model.errors import Invalid, RpcError
 from node.model.graph import node_id
 from node.model.types import Graph, Process, State
 from node.processes.observer import Observer

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import msgspec
 
+from colonyd.errors import Conflict, Denied, Invalid, NotFound, RpcError
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Compare, ModRevision, Op, Put, Txn
 from node.model import graph as graphs
 from node.model.codec import pack, unpack
-from node.model.errors import Conflict, Denied, Invalid, NotFound, RpcError
 from node.model.types import FunctionSpec, Graph, Process, State
 from node.processes.service import Processes
 from node.processes.spec import build_node

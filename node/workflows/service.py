@@ -9,20 +9,21 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import trio
 
+from colonyd.errors import Conflict, Invalid, NotFound, RpcError, TooMany
 from node.etcd.client import EtcdClient, TxnResult
+from node.etcd.counts import Counts
 from node.etcd.errors import EtcdError
 from node.etcd.pages import Pages, below, each, newest_first, values
 from node.etcd.txn import Absent, Compare, DeletePrefix, Get, ModRevision, Op, Put, Txn
 from node.host.log import get_logger
 from node.model import graph as graphs
 from node.model.codec import pack, unpack
-from node.model.errors import Conflict, Invalid, NotFound, RpcError, TooMany
 from node.model.types import SECOND, FunctionSpec, Graph, Process, State
 from node.processes.service import Processes
 from node.processes.spec import build_node
@@ -72,6 +73,10 @@ class Workflows:
     processes: Processes
     resolution: Resolution
     children: Children
+    counts: Counts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.counts = Counts(self.client, keys.GRAPH_STATES)
 
     # -- submitting ----------------------------------------------------------------------
 
@@ -372,4 +377,4 @@ class Workflows:
 
     async def count(self, colony: str, state: int) -> int:
         """Return how many graphs of a colony are in a state."""
-        return await self.client.count(keys.graph_states(colony, state))
+        return await self.counts.of(keys.graph_states(colony, state))

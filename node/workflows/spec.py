@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
+from colonyd.errors import Invalid
 from node.model import types as model
 from node.model.codec import wire_spec
-from node.model.errors import Invalid
 from node.model.json import MAX_DEPTH, depth_of, prune
 from node.model.numbers import beyond_float
 from node.model.types import FunctionSpec

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import trio
 
-from node.host.keys import PrivateKey, read_key
+from colonyd.keys import PrivateKey, read_key
 from tests.support.daemons import REPOSITORY, Daemon
 from tests.support.faketime_daemons import clocked, faketime, set_clock
 
@@ -35,7 +35,7 @@ class Host(Daemon):
     def __init__(self, place: Path, name: str) -> None:
         super().__init__(place / name, name)
         self.environ["PYTHONPATH"] = str(REPOSITORY)
-        self.ahead = 0
+        self.ahead = self.latest = 0  # seconds; `latest` is the most so far
         self.inside = self.home
         self.disk = False
         self.clock: Path | None = None
@@ -47,6 +47,12 @@ class Host(Daemon):
     def key(self, name: str) -> PrivateKey:
         """A key of the home directory, which may be on a disk that only the daemon sees."""
         return read_key(self.inside / "keys" / f"{name}.key")
+
+    def show(self, ahead: int) -> None:
+        """Set the clock to so many seconds ahead of the true one."""
+        self.ahead, self.latest = ahead, max(self.latest, ahead)
+        if self.clock is not None:
+            set_clock(self.clock, ahead)
 
     def fill(self) -> None:
         """Leave nothing on the disk."""
@@ -144,8 +150,7 @@ async def fill_disk(host: Host, dice: random.Random) -> None:
 async def step_clock(host: Host, dice: random.Random) -> None:
     """The wall clock jumps, forward or back, and stays so."""
     assert host.clock is not None
-    host.ahead = dice.randint(-_STEP, _STEP)
-    set_clock(host.clock, host.ahead)
+    host.show(dice.randint(-_STEP, _STEP))
 
 
 Nemesis = Callable[[Host, random.Random], Awaitable[None]]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from cli.core.client import RpcError
+from colonyd.rpc import RpcError
 from tests.checker.clients import Colony, Crowd
 from tests.checker.comparer import compare
 from tests.checker.journal import Journal, Kind, read
@@ -124,8 +124,11 @@ async def _befall(
 
 
 async def _heal(hosts: Sequence[Host], dice: random.Random) -> None:
-    """All daemons run and answer; clocks stay as they are."""
+    """All daemons run and answer. Clocks stay wrong, but none is behind what it showed once: a
+    message that is in doubt, and signed for that time, waits until the clock has come so far.
+    """
     for each in hosts:
+        each.show(each.latest)
 
         async def well(each: Host = each) -> bool:
             try:

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli.main import main
-from node.host.keys import PrivateKey, read_key, write_key
+from colonyd.keys import PrivateKey, read_key, write_key
 from tests.support.daemons import Daemon
 
 pytestmark = pytest.mark.slow

@@ -23,17 +23,18 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.core.client import decode, encode
 from cli.core.errors import Failure
 from cli.core.inputs import refuse_unknown
-from cli.core.output import ago, output_lines, parse_time, span
+from cli.core.output import ago, output_lines, span
 from cli.core.session import Session, rpc_failure
 from cli.main import COMMANDS, main
 from cli.ops.doctor import check_clock, check_keys, check_peer, judge_etcd, sockets_on
 from cli.work.run import argument, keyword
+from colonyd.keys import PrivateKey, read_key
+from colonyd.replies import parse_time
+from colonyd.rpc import decode, encode
 from node.host.certificate import make_certificate
 from node.host.home import init_home
-from node.host.keys import PrivateKey, read_key
 from node.model.types import FunctionSpec
 from node.version import VERSION
 from tests.support.daemons import REPOSITORY
@@ -92,7 +93,7 @@ def test_help_and_version_by_the_usual_options() -> None:
 
 @pytest.mark.parametrize(
     ("typed", "meant"),
-    [("proces", "'process'"), ("stauts", "'status'"), ("peer", "'peers'"), ("xyzzy", "")],
+    [("proces", "'process'"), ("stauts", "'status'"), ("pear", "'peer'"), ("xyzzy", "")],
 )
 def test_a_command_that_is_misspelt_is_suggested(typed: str, meant: str) -> None:
     result = CliRunner().invoke(main, [typed])
@@ -541,8 +542,8 @@ def test_unsigned_calls_only_where_the_protocol_has_them() -> None:
     ("status", "message", "step"),
     [
         (403, "issuedat: 1 is -9 s from this server's clock", "clock"),
-        (403, "the invitation was not accepted: used", "peers invite"),
-        (404, "peer: none is called 'x'", "colony peers ls"),
+        (403, "the invitation was not accepted: used", "peer invite"),
+        (404, "peer: none is called 'x'", "colony peer ls"),
         (404, "executorid: no executor of the caller's colonies has this id", "colony executor ls"),
         (404, "processid: no such process", "colony process ls"),
         (
@@ -554,7 +555,7 @@ def test_unsigned_calls_only_where_the_protocol_has_them() -> None:
         (
             404,
             "spec.conditions.colonyname: 'nosuch' is neither here nor a trusted peer",
-            "colony peers trust",
+            "colony peer trust",
         ),
         (
             413,

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from cli.core.errors import Failure
 from cli.files.session import address
 from cli.files.syncplan import FileKey, plan, scan
-from cli.files.transfer import Store, TargetExists, fetch
 from cli.main import main
+from colonyd.client.files import Store, TargetExists, fetch
 from tests.support.daemons import Daemon
 
 Run = Callable[..., Result]

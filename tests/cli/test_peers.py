@@ -1,4 +1,4 @@
-"""`colony peers`: policies, invitations and joining, from the command line."""
+"""`colony peer`: policies, invitations and joining, from the command line."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli.main import main
-from cli.peers.invite import _drawn
+from cli.peers.invite import drawn
+from colonyd.keys import read_key
 from node.host.home import init_home
-from node.host.keys import read_key
 from tests.support.rpc_server import ColonyServer
 
 Colony = Callable[..., Result]
@@ -149,7 +149,7 @@ def test_to_forward_takes_leave_at_the_far_end_too(colony: Colony, server: Colon
     shown = {"name": "ant", "ownpolicy": True, "policy": {"forward": True, "max_hops": 2}}
     server.answers["setpeerpolicymsg"] = lambda payload, caller: shown
     result = colony("policy", "ant", "--forward")
-    assert "there, `colony peers policy dev --max-hops 2`" in result.stderr
+    assert "there, `colony peer policy dev --max-hops 2`" in result.stderr
     assert "max-hops" not in colony("policy", "ant", "--no-forward").stderr
 
 
@@ -161,7 +161,7 @@ def test_a_changed_name_is_shown_and_asks(colony: Colony, server: ColonyServer) 
     assert "lab (now calls itself mint)" in colony("ls").stdout
     shown = colony("show", "lab").stdout
     assert "mint; work still goes to it as lab." in shown
-    assert f"colony peers trust {'ab' * 6}" in shown
+    assert f"colony peer trust {'ab' * 6}" in shown
     assert two in shown
 
 
@@ -195,7 +195,7 @@ def test_invite_prints_the_token_and_nothing_else_on_stdout(
     result = colony("invite", "--expires", "10m", "--address", "h:1", "--function", "f*", "--qr")
     assert result.stdout == token + "\n"
     assert "█" in result.stderr
-    assert "colony peers join" in result.stderr
+    assert "colony peer join" in result.stderr
     _, payload, caller = server.seen[-1]
     assert (payload["expires"], payload["addresses"]) == (600, ["h:1"])
     assert payload["change"] == {"functions": ["f*"]}
@@ -206,14 +206,46 @@ def test_invite_prints_the_token_and_nothing_else_on_stdout(
     assert colony("invite", "--expires", "soon").exit_code == 2
 
 
+def test_a_name_of_our_own_is_given_and_taken_back(colony: Colony, server: ColonyServer) -> None:
+    server.answers["namepeermsg"] = lambda payload, caller: {
+        "id": PEER["id"], "petname": payload["name"],
+    }  # fmt: skip
+    assert colony("name", "lab", "lab-paris").stdout == f"lab-paris is {PEER['id']}\n"
+    assert server.seen[-1][1]["peer"] == "lab"
+    assert "no name of yours any more" in colony("name", "lab-paris", "--remove").stdout
+    assert server.seen[-1][1]["name"] == ""
+    for args in (["name", "lab"], ["name", "lab", "x", "--remove"]):
+        assert colony(*args).exit_code == 2
+    assert colony("name", "--remove").exit_code == 2
+    server.answers["getpetnamesmsg"] = lambda payload, caller: [
+        {"id": PEER["id"], "petname": "lab-paris"}
+    ]
+    assert colony("name").stdout.splitlines()[1].split() == ["lab-paris", PEER["id"]]
+    assert json.loads(colony("name", "--json").stdout)[0]["petname"] == "lab-paris"
+
+
+def test_a_list_has_our_name_its_own_and_those_of_peers(
+    colony: Colony, server: ColonyServer
+) -> None:
+    named = PEER | {"petname": "lab-paris", "said": "labo"}
+    heard = PEER | {"state": "pending", "introducedby": ["factory-1", "bee"]}
+    heard["calledby"] = [{"by": "factory-1", "name": "lyon"}]
+    server.answers["getpeersmsg"] = lambda payload, caller: [named, heard]
+    shown = colony("ls").stdout
+    assert "lab-paris (calls itself labo, trusted as lab)" in shown
+    assert "pending, introduced by factory-1 as lyon, bee" in shown
+    server.answers["getpeermsg"] = lambda payload, caller: heard
+    assert "lyon, so called by factory-1" in colony("show", "lab").stdout
+
+
 def test_the_drawing_is_the_code(colony: Colony) -> None:
     import segno
 
     text = "AF4HQ6DY" * 20
     rows = [list(row) for row in segno.make(text, error="l", micro=False).matrix_iter(border=4)]
-    drawn = _drawn(text).splitlines()
-    assert len(drawn) <= 30
-    for at, line in enumerate(drawn):
+    lines = drawn(text).splitlines()
+    assert len(lines) <= 30
+    for at, line in enumerate(lines):
         upper = [block in " ▄" for block in line]
         lower = [block in " ▀" for block in line]
         assert upper == [bool(module) for module in rows[2 * at]]

@@ -11,11 +11,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli.main import main
+from colonyd.places import LISTENING as FILE
 from node.etcd.errors import StoreRefused
 from node.etcdserver.faults import DAMAGE, following
 from node.etcdserver.identity import begin_anew, require_place
 from node.host.home import RESTORING, Home, HomeError, init_home
-from node.host.listening import FILE, withdraw
+from node.host.listening import withdraw
 from tests.support.rpc_server import ColonyServer, Refuse
 
 

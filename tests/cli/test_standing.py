@@ -9,13 +9,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from cli.main import main
-from cli.ops.doctor import check_daemon_clock
+from cli.ops.doctor import check_daemon_clock, check_mailboxes
+from cli.ops.status import clients, mailboxes
 from cli.work.waiting import words
+from cli.work.why import Answers, Kind, Why, explain
 from federation.peers.unreachable import cannot_be, wrong_peers
 from node.etcd.client import EtcdClient
 from node.handlers.status import nobody_takes, standing_of
@@ -24,9 +27,11 @@ from node.model.types import Executor, ExecutorState, Waiting
 from node.processes.eligibility import unschedulable
 from node.processes.queue import Queue, QueueEntry
 from node.store.directory import Roster
+from tests.cli.test_screen import on_screen
 from tests.federation.routing.test_router import Side
 from tests.support.daemons import REPOSITORY, Daemon
 
+Row = dict[str, Any]
 APPROVED, PENDING = ExecutorState.APPROVED, ExecutorState.PENDING
 
 
@@ -154,19 +159,49 @@ def test_a_clock_is_judged_by_the_time_that_the_question_took() -> None:
 
 
 def test_what_the_wait_says() -> None:
-    base = {"processid": "ab" * 32, "state": 0}
-    assert words(base | {"state": 1}) == (False, "")
-    hindered, text = words(base | {"paused": True, "why": "x"})
-    assert hindered
-    assert "paused" in text
-    assert words(base | {"peer": "cd" * 32}) == (
-        False,
-        "abababababab is with colony cdcdcdcdcdcd, or on its way there",
+    pid = "ab" * 32
+
+    def reason_of(told: Row, forward: Row | None = None, **more: Any) -> Why:
+        process = {"processid": pid, "state": 0, **more.pop("process", {})}
+        return explain(Answers(process, forward, told, **more))
+
+    running = reason_of({}, process={"state": 1})
+    assert (running.kind, running.hindered) == (Kind.RUNNING, False)
+    paused = reason_of({"paused": True, "why": "x"})
+    assert (paused.kind, paused.hindered) == (Kind.PAUSED, True)
+    assert "paused" in paused.headline
+    there = reason_of({"peer": "cd" * 32})
+    assert (there.kind, there.reasons) == (Kind.FORWARDED, [])
+    assert words(pid, there) == (
+        "abababababab waits: it is with colony cdcdcdcdcdcd, or on its way there"
+    )
+    away = reason_of({"peer": "cd" * 32}, {"peername": "cat", "lasterror": "no answer"})
+    assert (away.kind, away.hindered) == (Kind.AWAY, True)
+    assert "colony peer ping cat" in away.next
+    silent = {"state": "accepted", "peername": "cat", "lasterror": "no answer"}
+    assert reason_of({}, silent, process={"state": 1}).hindered
+    parents = [
+        {"processid": each * 32, "state": state, "spec": {"nodename": "fetch"}}
+        for each, state in (("ef", 1), ("aa", 0), ("bb", 2), ("cc", 0))
+    ]
+    after = {"parents": ["ef" * 32, "aa" * 32, "bb" * 32]}
+    first = reason_of({"parents": True}, process=after, siblings=parents)
+    assert (first.kind, [each.text for each in first.reasons]) == (
+        Kind.PARENTS,
+        ["fetch (efefefefefef) is running", "fetch (aaaaaaaaaaaa) is waiting"],
+    )
+    assert (first.reasons[0].process, first.next) == (
+        "ef" * 32,
+        "`colony process why aaaaaaaaaaaa`",
     )
     told = {"ahead": 2, "able": 1, "asking": 0, "executors": ["w"]}
-    assert words(base | told)[1].endswith(
-        "waits, 2 before it; who can take it: w; asking for work now: none"
+    queued = reason_of(told)
+    assert (queued.kind, queued.hindered) == (Kind.SILENT, True)
+    assert queued.reasons[0].text == (
+        "2 processes before it in the queue; who can take it: w; asking for work now: none"
     )
+    assert reason_of(told | {"asking": 1}).headline == "Soon: 1 executor asks for work now"
+    assert reason_of({}).kind is Kind.UNKNOWN
 
 
 # -- from outside ------------------------------------------------------------------------------
@@ -221,7 +256,7 @@ def test_a_pause_is_told_everywhere(colony: Colony) -> None:
         "run", "--func", "f", "--executor-type", "pausing", "--wait", "--timeout", "4", code=5
     )
     assert "assignments are paused" in waited.stderr
-    assert "colony process resume" in waited.stderr
+    assert "colony resume" in waited.stderr
     assert "paused" in colony("status").stdout
     assert len(findings(colony, "paused")) == 1
     colony("process", "resume")
@@ -255,7 +290,32 @@ def test_on_a_terminal_the_place_in_the_line_is_told(colony: Colony, lone_daemon
     shown = os.read(ours, 4096).decode()
     os.close(ours)
     assert (done.returncode, done.stdout) == (5, b"")
-    assert "waits, 1 before it; who can take it: t1; asking for work now: none" in shown
+    assert "waits: 1 executor could take it, and none asks for work" in shown
+    assert (
+        "1 process before it in the queue; who can take it: t1; asking for work now: none" in shown
+    )
+
+
+@pytest.mark.slow
+def test_why_a_process_waits_is_told_on_request_and_on_a_terminal(
+    colony: Colony, lone_daemon: Daemon
+) -> None:
+    waiting = ["-F", "f", "-T", "why-gpu"]
+    processid = colony("run", *waiting).stdout.strip()
+    told = colony("process", "why", processid[:12]).stdout
+    assert f'{processid[:12]} waits: nobody can take it: no executor of type "why-gpu"' in told
+    assert "next: start one, such as `colony worker --type why-gpu ...`" in told
+    reason = json.loads(colony("process", "why", processid, "--json").stdout)
+    assert (reason["kind"], reason["hindered"]) == ("nobody", True)
+    shown = on_screen(lone_daemon, "run", *waiting, "--wait", "--timeout", "4", until=b"next:")
+    assert b"waits: nobody can take it" in shown
+    quiet = on_screen(lone_daemon, "run", *waiting, "-w", "-q", "--timeout", "4")
+    assert b"waits:" not in quiet
+    assert b"is not finished: nobody can take it" in quiet, "an error stays"
+    colony("executor", "add", "w1", "-T", "why-gpu", "--approve")
+    assert "who can take it: w1" in colony("process", "why", processid).stdout
+    colony("process", "assign", "--as", "w1")
+    assert "it is running" in colony("process", "why", processid).stdout
 
 
 @pytest.mark.slow
@@ -278,3 +338,21 @@ def test_an_address_that_cannot_be_one_is_refused_in_an_invitation(
     result = CliRunner().invoke(main, [*command, "invite", "--address", "0.0.0.0:50081"])
     assert result.exit_code == 1
     assert "stands for all addresses of a host" in result.stderr
+
+
+def test_mailboxes_that_serve_us_and_those_whom_we_serve() -> None:
+    told = {
+        "ours": [{"id": "a" * 64, "name": "lab"}, {"id": "b" * 64, "name": "hub"}],
+        "held": [{"id": "c" * 64, "name": "boat", "messages": 2}],
+    }
+    assert (mailboxes(told), clients(told)) == ("lab, hub", "boat (2 messages)")
+    ours, held = check_mailboxes(told, {"verdict": "unreachable"})
+    assert (ours.ok, held.ok) == (True, True)
+    assert "lab, hub" in ours.detail
+    assert "boat" in held.detail
+    (none,) = check_mailboxes({"ours": [], "held": []}, {"verdict": "unreachable"})
+    assert none.ok is None
+    assert "trust a reachable colony" in none.next
+    for reach in (None, {"verdict": "reachable"}, {"verdict": "unknown"}):
+        assert list(check_mailboxes({"ours": [], "held": []}, reach)) == []
+    assert (mailboxes(None), clients(None)) == ("", ""), "of an older daemon"

@@ -20,7 +20,7 @@ from cli.core.session import Session
 from cli.daemon.config import flat, without_secrets
 from cli.main import COMMANDS, main
 from cli.work.graph import leaves, order, progress, tree
-from node.host.keys import PrivateKey, read_key
+from colonyd.keys import PrivateKey, read_key
 
 # -- graphs ------------------------------------------------------------------------------
 
@@ -300,6 +300,6 @@ def completed(words: str, number: int) -> list[str]:
 def test_what_is_completed() -> None:
     assert completed("colony wor", 1) == ["workflow", "worker"]
     assert set(completed("colony ", 1)) == set(COMMANDS)
-    assert "rm-all" in completed("colony workflow rm", 2)
+    assert completed("colony workflow r", 2) == ["rm", "run"]  # not the old "rm-all"
     assert completed("colony workflow ls --state f", 4) == ["failed"]
     assert "--json" in completed("colony --j", 1)

@@ -11,20 +11,26 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
+import anyio
 import pytest
 import trio
 from click.testing import CliRunner
 
-from cli.core.client import Client
-from cli.core.errors import Failure
+from cli.core.errors import Failure, failure_of
 from cli.main import main
-from cli.worker.command import default_name, parse_function
-from cli.worker.engine import Worker, WorkerSettings
+from cli.worker.command import parse_function
+from cli.worker.shell import ShellHandler
 from cli.worker.subprocess import open_guard, output_of, run_command
+from colonyd.errors import NotPermitted
+from colonyd.keys import PrivateKey
+from colonyd.names import in_file
+from colonyd.rpc import RpcClient
+from colonyd.worker.engine import Engine
+from colonyd.worker.place import default_name
+from colonyd.worker.registration import Registration
+from colonyd.worker.results import Results
 from node.host.home import init_home
-from node.host.keys import PrivateKey
 from node.model.ids import valid_name
-from node.model.names import in_file
 from tests.support.rpc_server import ColonyServer, Queue, Refuse
 
 
@@ -35,23 +41,39 @@ def server() -> Iterator[ColonyServer]:
 
 
 @pytest.fixture
-async def client(server: ColonyServer) -> AsyncIterator[Client]:
-    async with Client(f"http://{server.address}") as client:
+async def client(server: ColonyServer) -> AsyncIterator[RpcClient]:
+    async with RpcClient(f"http://{server.address}") as client:
         yield client
 
 
 class Rig:
     """A worker whose reports the test can wait for; it stops at the event the test names."""
 
-    def __init__(self, client: Client, results: Path, until: str, **functions: str) -> None:
+    def __init__(self, client: RpcClient, results: Path, until: str, **functions: str) -> None:
         self.until = until
         self.events: list[tuple[str, Mapping[str, object]]] = []
-        self.stop = trio.Event()
+        self.stop = anyio.Event()
         self.key = PrivateKey.generate()
         owner = PrivateKey.generate()
         results.mkdir(exist_ok=True)
-        settings = WorkerSettings("dev", "w", "cli", functions, 1, results, True)
-        self.worker = Worker(client, settings, self.key, lambda: owner, self.report, self.stop)
+        handlers = {name: ShellHandler(command, {}) for name, command in functions.items()}
+        listed: dict[str, list[dict[str, str]]] = {name: [] for name in functions}
+        registration = Registration(
+            client,
+            "dev",
+            "w",
+            "cli",
+            listed,
+            self.key,
+            lambda: owner,
+            True,
+            self.told,
+            self.stop,
+        )
+        self.worker = Engine(registration, handlers, Results(results))
+
+    def told(self, event: str, details: Mapping[str, object]) -> None:
+        self.report(event, details)
 
     def report(self, event: str, details: Mapping[str, object]) -> None:
         self.events.append((event, details))
@@ -65,7 +87,7 @@ class Rig:
 
 
 async def test_a_process_from_registration_to_close(
-    server: ColonyServer, client: Client, tmp_path: Path
+    server: ColonyServer, client: RpcClient, tmp_path: Path
 ) -> None:
     queue = Queue(server)
     processid = queue.add("up", ["a", "b"])
@@ -79,7 +101,7 @@ async def test_a_process_from_registration_to_close(
 
 
 async def test_failing_and_unknown_functions(
-    server: ColonyServer, client: Client, tmp_path: Path
+    server: ColonyServer, client: RpcClient, tmp_path: Path
 ) -> None:
     queue = Queue(server)
     bad, unknown = queue.add("bad"), queue.add("what")
@@ -92,14 +114,14 @@ async def test_failing_and_unknown_functions(
             if queue.processes[unknown]["state"] == 3:
                 rig.stop.set()
 
-    rig.worker.report = report
+    vars(rig)["report"] = report
     await rig.run()
     assert queue.processes[bad]["errors"] == ["the command ended with status 3", "no luck"]
     assert "no function 'what'; it has: bad" in queue.processes[unknown]["errors"][0]
 
 
 async def test_a_result_survives_lost_close_replies(
-    server: ColonyServer, client: Client, tmp_path: Path
+    server: ColonyServer, client: RpcClient, tmp_path: Path
 ) -> None:
     queue = Queue(server)
     processid = queue.add("f")
@@ -110,7 +132,7 @@ async def test_a_result_survives_lost_close_replies(
 
 
 async def test_an_assign_whose_reply_is_lost_is_run(
-    server: ColonyServer, client: Client, tmp_path: Path
+    server: ColonyServer, client: RpcClient, tmp_path: Path
 ) -> None:
     queue = Queue(server)
     processid = queue.add("f")
@@ -122,7 +144,7 @@ async def test_an_assign_whose_reply_is_lost_is_run(
 
 @pytest.mark.parametrize("state", [0, 1])
 async def test_a_server_can_not_have_files_written_elsewhere(
-    server: ColonyServer, client: Client, tmp_path: Path, state: int
+    server: ColonyServer, client: RpcClient, tmp_path: Path, state: int
 ) -> None:
     """Results are kept under the ids of processes, and those the server chooses."""
     queue = Queue(server)
@@ -140,7 +162,7 @@ async def test_a_server_can_not_have_files_written_elsewhere(
 
 
 async def test_what_an_earlier_life_left(
-    server: ColonyServer, client: Client, tmp_path: Path
+    server: ColonyServer, client: RpcClient, tmp_path: Path
 ) -> None:
     queue = Queue(server)
     rig = Rig(client, tmp_path / "r", "ready", f="echo done")
@@ -164,7 +186,7 @@ async def test_what_an_earlier_life_left(
     ],
 )
 async def test_a_result_not_wanted_is_dropped(
-    server: ColonyServer, client: Client, tmp_path: Path, status: int, message: str, command: str
+    server: ColonyServer, client: RpcClient, tmp_path: Path, status: int, message: str, command: str
 ) -> None:
     queue = Queue(server)
     queue.add("f")
@@ -179,18 +201,18 @@ async def test_a_result_not_wanted_is_dropped(
 
 
 async def test_a_rejected_executor_leaves(
-    server: ColonyServer, client: Client, tmp_path: Path
+    server: ColonyServer, client: RpcClient, tmp_path: Path
 ) -> None:
     queue = Queue(server)
     rig = Rig(client, tmp_path / "r", "ready", f="true")
     queue.executors["w"] = {"executorid": rig.key.id, "executortype": "cli", "state": 2}
-    with pytest.raises(Failure, match="rejected") as caught:
+    with pytest.raises(NotPermitted, match="rejected") as caught:
         await rig.run()
-    assert caught.value.exit_code == 4
+    assert failure_of(caught.value).exit_code == 4
 
 
 async def test_cancellation_of_a_command_reports_it(
-    server: ColonyServer, client: Client, tmp_path: Path
+    server: ColonyServer, client: RpcClient, tmp_path: Path
 ) -> None:
     queue = Queue(server)
     processid = queue.add("f")
@@ -203,7 +225,7 @@ async def test_cancellation_of_a_command_reports_it(
             if event == "started":
                 scope.cancel()
 
-        rig.worker.report = report
+        vars(rig)["report"] = report
         await rig.run()
     assert queue.processes[processid]["state"] == 3
 
@@ -280,7 +302,7 @@ async def test_named_arguments_that_the_kernel_does_not_take_are_named() -> None
 
 @pytest.mark.parametrize("status", [400, 413])
 async def test_an_output_that_a_proxy_refuses_fails_the_process(
-    server: ColonyServer, client: Client, tmp_path: Path, status: int
+    server: ColonyServer, client: RpcClient, tmp_path: Path, status: int
 ) -> None:
     """Its answer is a page, and says the same; the process must not run again."""
     queue = Queue(server)
@@ -295,7 +317,7 @@ async def test_an_output_that_a_proxy_refuses_fails_the_process(
 
 
 async def test_a_proxy_without_its_server_is_waited_for(
-    server: ColonyServer, client: Client, tmp_path: Path
+    server: ColonyServer, client: RpcClient, tmp_path: Path
 ) -> None:
     queue, pages = Queue(server), [503, 404, 502]
     processid = queue.add("f")
@@ -312,7 +334,7 @@ async def test_a_proxy_without_its_server_is_waited_for(
 
 
 async def test_a_refused_output_fails_the_process_with_the_reason(
-    server: ColonyServer, client: Client, tmp_path: Path
+    server: ColonyServer, client: RpcClient, tmp_path: Path
 ) -> None:
     """It must not be offered for ever, nor run again."""
     queue = Queue(server)
@@ -330,7 +352,7 @@ async def test_a_refused_output_fails_the_process_with_the_reason(
 
 
 async def test_only_regular_files_are_results(
-    server: ColonyServer, client: Client, tmp_path: Path
+    server: ColonyServer, client: RpcClient, tmp_path: Path
 ) -> None:
     Queue(server)
     results = tmp_path / "r"

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from cli.worker.livelog import MOST_LINE, LiveLog
+from colonyd.worker.livelog import MOST_LINE, LiveLog
 from tests.support.daemons import REPOSITORY, Daemon
 
 COLONY = [sys.executable, "-m", "cli.main"]
@@ -25,9 +25,9 @@ ENVIRON = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "PYTHONPATH": str(REPO
 class Worker:
     """A `colony worker` process; `event` waits for what it says."""
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: list[str], environ: dict[str, str] = ENVIRON) -> None:
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=ENVIRON, cwd="/"
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ, cwd="/"
         )
         self.seen: list[dict[str, Any]] = []
 

@@ -15,6 +15,7 @@ import pytest
 import trio
 import trio.testing
 
+from colonyd import http as http_client
 from federation.membership import bootstrap
 from federation.network import addresses as leading
 from federation.network import mdns as station
@@ -23,7 +24,6 @@ from federation.service import sessions as tending
 from federation.transport import mailbox, resolve
 from federation.wire import cbor, envelope, sizes
 from federation.wire.envelope import Kind
-from node.http import client as http_client
 from node.timers import timerqueue
 from tests.federation.network import test_addresses as _leading
 from tests.federation.wire import test_sizes as _sizes

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import trio
 
+from colonyd.errors import RpcError
 from node.blueprints import schema
 from node.files.blobs import BlobStore
-from node.model.errors import RpcError
 from node.processes.quotas import Quotas
 from node.rpc.dispatch import Table
 from node.tasks.fairqueue import FairQueue

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from colonyd.errors import RpcError
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Absent, Compare
-from node.model.errors import RpcError
 from node.model.types import SECOND
 from node.rpc.dispatch import Table
 from node.rpc.replay import ReplayGuard

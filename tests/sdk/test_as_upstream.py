@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from cli.core.client import RpcError
+from colonyd.keys import PrivateKey
+from colonyd.rpc import RpcError
 from node.host.config import ConfigError, load_config
-from node.host.keys import PrivateKey
 from tests.node.workflows.test_service import Party, party, spec
 from tests.support.daemons import Daemon
 

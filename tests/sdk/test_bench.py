@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
+from argparse import Namespace
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
-from bench import forwards, load, raw, resting, run, sizes, trips
+from bench import forwards, load, raw, resting, run, sizes, trips, workers
 from bench.load import Line
+from bench.report import report
 from bench.sizes import Cost, is_marked
 from cli.ops.rpc import all_calls
 from tests.support.daemons import REPOSITORY
@@ -127,7 +134,7 @@ def test_a_reply_in_chunks_is_read_whole(piece: int) -> None:
     assert (reply.status, reply.body) == (200, b"hello, the wire")
 
 
-@pytest.mark.parametrize("module", [forwards, load, resting, run, sizes, trips])
+@pytest.mark.parametrize("module", [forwards, load, resting, run, sizes, trips, workers])
 def test_help_has_an_example_as_it_is_written(
     module: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,7 +146,7 @@ def test_help_has_an_example_as_it_is_written(
     assert re.search(rf"^    (echo .* )?{command} ", shown, re.M)
 
 
-@pytest.mark.parametrize("module", [forwards, resting, run, sizes])
+@pytest.mark.parametrize("module", [forwards, resting, run, sizes, workers])
 def test_a_place_that_is_none_is_told_in_a_line(
     module: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -148,6 +155,79 @@ def test_a_place_that_is_none_is_told_in_a_line(
     shown = capsys.readouterr().err
     assert shown.endswith(f"argument --dir: {tmp_path}/none is not a directory; see --help\n")
     assert shown.count("\n") == 1
+
+
+def _dropped(place: Path) -> None:
+    (place / "home").mkdir()
+    (place / "home" / "colonyd.log").write_text("first\nlast line\n")
+    raise ConnectionError("the server closed the connection")
+
+
+def _gone(place: Path) -> None:
+    async def fail() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, _dropped, place)
+
+    trio.run(fail)
+
+
+@pytest.mark.parametrize("measure", [_dropped, _gone])
+def test_a_failure_in_the_middle_is_told_in_a_line(
+    measure: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    options = Namespace(dir=tmp_path, keep=False)
+    assert report("sizes", options, measure, lambda found: [str(found)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("sizes: stopped in the middle: the server closed the connection\n")
+    assert "last line\n" in err
+    assert list(tmp_path.iterdir()) == []
+    options.keep = True
+    assert report("sizes", options, measure, lambda found: [str(found)]) == 1
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_mistake_of_the_bench_itself_is_not_hidden(tmp_path: Path) -> None:
+    def mistaken(place: Path) -> None:
+        raise KeyError("processid")
+
+    with pytest.raises(KeyError):
+        report("sizes", Namespace(dir=tmp_path, keep=False), mistaken, lambda found: [])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["sizes", "forwards", "resting"])
+def test_a_daemon_that_ends_in_the_middle_is_told_in_a_line(module: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", f"bench.{module}", "--quick", f"--dir={tmp_path}"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=pipe, stderr=pipe, text=True) as run:
+        try:
+            while (pid := _served(tmp_path)) is None:
+                assert run.poll() is None
+                time.sleep(0.05)
+            os.kill(pid, signal.SIGKILL)
+            _, err = run.communicate(timeout=100)
+        finally:
+            run.kill()
+    assert run.returncode == 1, err
+    assert f"{module}: stopped in the middle: " in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def _served(place: Path) -> int | None:
+    """Return the id of a daemon below a place that was asked for something already."""
+    for log in place.rglob("colonyd.log"):
+        text = log.read_text()
+        if "colony=" in text or "event=ready" in text:
+            home = str(log.parent)
+            for process in Path("/proc").glob("[0-9]*"):
+                with suppress(OSError):
+                    words = (process / "cmdline").read_bytes().decode().split("\0")
+                    if home in words and any(word.endswith("colonyd") for word in words):
+                        return int(process.name)
+    return None
 
 
 def bench(place: Path, *arguments: str) -> str:
@@ -165,7 +245,8 @@ def test_all_steps_are_in_the_table(tmp_path: Path) -> None:
     found = json.loads(figures.read_text())
     assert list(found["steps"]) == STEPS
     for step, each in found["steps"].items():
-        assert each["rate"] > 0
+        # Nothing is left to submit where the steps before left just as many waiting.
+        assert each["rate"] > 0 or step.startswith("wait ")
         assert set(each["cpu_ms"]) == {"client", "colonyd", "etcd"}
         assert re.search(rf"^{step} ", shown, re.M)
     assert "resident, MiB, at rest: colonyd " in shown
@@ -177,3 +258,29 @@ def test_all_sizes_are_in_the_table(tmp_path: Path) -> None:
     for row in sizes.ROWS:
         assert re.search(rf"^{row.call}: {re.escape(row.about)} +[\d.]+ +[\d.]+ ", shown, re.M)
     assert "colony backup: everything" in shown
+
+
+@pytest.mark.slow
+def test_all_ways_to_call_a_function_are_in_the_table(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    few = ("--calls=2", "--rounds=2", "--items=10")
+    shown = bench(tmp_path, "bench.workers", *few, f"--json={figures}")
+    found = json.loads(figures.read_text())
+    ways = {each["way"]: each for each in found["ways"]}
+    assert list(ways) == [
+        "colonyd to colonyd, sync",
+        "colonyd to colonyd, async",
+        "pycolonies to pycolonies",
+        "colonyd to pycolonies",
+        "pycolonies to colonyd",
+        "signed calls alone",
+        "plain HTTP POST",
+    ]
+    for way, each in ways.items():
+        assert each["calls"] == 4
+        assert {"caller", "daemon", "etcd"} <= set(each["cpu_ms"])
+        assert re.search(rf"^{way} +[\d.]+ +[\d.]+ +[\d.]+x +[\d.]+x ", shown, re.M)
+    assert ways["pycolonies to pycolonies"]["of pycolonies"] == 1
+    assert [len(rates) for rates in found["map"].values()] == [1, 1, 1, 1]
+    assert set(found["ready"]) == {"colonyd", "pycolonies"}
+    assert list(tmp_path.iterdir()) == [figures]

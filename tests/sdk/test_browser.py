@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import trio
 
-from node.host.keys import PrivateKey, recover_payload, sign_payload
+from colonyd.keys import PrivateKey, recover_payload, sign_payload
 from tests.sdk.browser.support import EXAMPLE, Browser, require, running_browser, serving_files
 from tests.support.daemons import REPOSITORY, Daemon
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.daemons import REPOSITORY
 
-PRODUCT = ("node", "federation", "cli")
+PRODUCT = ("colonyd", "node", "federation", "cli")
 OURS = {*PRODUCT, "tests", "bench"}
 # One a line, as ruff keeps them (E401); parsing 700 files would take seconds.
 IMPORT = re.compile(
@@ -71,10 +71,11 @@ def undeclared(folder: str, allowed: set[str]) -> list[str]:
 @pytest.mark.parametrize("folder", PRODUCT)
 def test_the_product_imports_what_is_declared(folder: str) -> None:
     groups = declared()
-    # Whoever installs colonyd without the extra `s3` can't use S3, and can do all the rest.
-    assert undeclared(folder, groups[""] | groups["s3"]) == []
+    # Whoever installs colonyd without the extras `s3` and `global` can't use S3, nor look colonies
+    # up by id, and can do all the rest.
+    assert undeclared(folder, groups[""] | groups["s3"] | groups["global"]) == []
     without = undeclared(folder, groups[""])
-    assert {line.split()[0] for line in without} <= {"cli/files/s3.py"}
+    assert {line.split()[0] for line in without} <= {"cli/files/s3.py", "federation/dht/node.py"}
 
 
 @pytest.mark.parametrize("folder", ["tests", "bench"])
@@ -98,17 +99,17 @@ def test_each_dependency_has_its_reason() -> None:
     rows = re.findall(r"^\| ([\w-]+) \| [^|]+ \| [^|]+ \|$", run_time, re.M)
     groups = declared()
     assert set(rows[1:]) == groups[""]
-    for name in groups["s3"]:
+    for name in groups["s3"] | groups["global"]:
         assert name in run_time
     development = rest.partition("## Development only")[2].partition("\n## ")[0]
     missing = {name for name in groups["dev"] if not re.search(rf"\b{name}\b", development)}
     assert missing == set()
 
 
-@pytest.mark.parametrize("program", ["cli.daemon.colonyd", "cli.core.client"])
+@pytest.mark.parametrize("program", ["cli.daemon.colonyd", "colonyd.rpc"])
 def test_programs_load_only_what_they_call(program: str) -> None:
     """What etcd3 and httpx would bring for clients and commands of their own stays on disk."""
-    code = f"import {program}, sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    code = f"import cli, {program}, sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
     shown = subprocess.check_output([sys.executable, "-c", code], cwd=REPOSITORY, text=True)
     assert {"httpx", "msgspec"} <= set(shown.split())
     assert {"etcd3", "grpc", "rich", "pygments"} & set(shown.split()) == set()

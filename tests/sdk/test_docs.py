@@ -11,6 +11,7 @@ import msgspec
 
 from federation.wire import envelope, messages
 from federation.wire.envelope import Kind
+from tests.support import reference
 from tests.support.daemons import REPOSITORY
 
 DOCS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
@@ -135,6 +136,15 @@ def test_every_kind_and_path_is_in_the_specification() -> None:
     assert paths == set(re.findall(r"^\| `(?:GET )?(/v\d/\w+)` \|", text, re.M))
 
 
+# -- the reference --------------------------------------------------------------------------------
+
+
+def test_the_reference_is_what_the_code_says() -> None:
+    for name, make in reference.PAGES.items():
+        shown = read(f"reference/{name}")
+        assert shown == make(), f"docs/reference/{name} is stale: run scripts/reference"
+
+
 # -- links ----------------------------------------------------------------------------------------
 
 
@@ -179,7 +189,7 @@ def test_the_map_has_every_package() -> None:
         told.add(name if name == top else f"{top}/{name}")
     there = {
         str(path.relative_to(REPOSITORY)).removesuffix(".py")
-        for top in ("cli", "federation", "node")
+        for top in ("cli", "federation", "node", "colonyd")
         for path in [REPOSITORY / top, *(REPOSITORY / top).iterdir()]
         if (path.suffix == ".py" and path.stem != "__init__") or (path / "__init__.py").exists()
     }
@@ -189,5 +199,6 @@ def test_the_map_has_every_package() -> None:
 def test_what_the_map_leads_to_exists() -> None:
     section = read("architecture.md").split("\n## The map\n")[1].split("\n## ")[0]
     habits = (REPOSITORY / "CONTRIBUTING.md").read_text("utf-8")
-    for path in re.findall(r"`((?:cli|docs|federation|node|tests)/[\w/.]*)`", section + habits):
+    places = r"`((?:cli|colonyd|docs|federation|node|tests)/[\w/.]*)`"
+    for path in re.findall(places, section + habits):
         assert (REPOSITORY / path).exists(), path

@@ -58,7 +58,7 @@ def handed_on(tree: Path, *arguments: str) -> list[str]:
         (["node/processes/queue.py"], ["tests/node/processes"]),
         (["node/timers", "federation/wire"], ["tests/node/timers", "tests/federation/wire"]),
         (["federation"], ["tests/federation"]),
-        (["cli/worker/engine.py"], ["tests/cli"]),
+        (["cli/worker/command.py"], ["tests/cli"]),
         (["cli/main.py"], ["tests/cli"]),
         (["node/host", "-k", "node/timers"], ["tests/node/host", "-k", "node/timers"]),
         (["-k", "outbox"], ["-k", "outbox"]),

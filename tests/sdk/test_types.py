@@ -17,6 +17,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from colonyd.errors import RpcError
 from federation.forward.attachments import needs_files
 from federation.forward.updates import output_of
 from federation.inbox.accept import parse_input, parse_spec
@@ -28,7 +29,6 @@ from federation.wire.refusals import Refusal
 from node.etcd.client import open_client
 from node.handlers.blueprints import AddDefinition, defined, wire_definition
 from node.model.codec import pack, unpack, wire_executor, wire_function, wire_process
-from node.model.errors import RpcError
 from node.model.types import Executor, Function, FunctionSpec, Process
 from node.processes.spec import build_process
 from node.rpc import requests as req

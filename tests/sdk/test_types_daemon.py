@@ -18,7 +18,7 @@ import websocket
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from node.host.keys import PrivateKey
+from colonyd.keys import PrivateKey
 from tests.node.http.test_fuzz import Edge
 from tests.sdk.test_types import definition, executor, spec, workflow
 from tests.support.daemons import Daemon

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 import msgspec
 import trio
 
+from colonyd.errors import RpcError
 from federation.outbox.resolve import resolve
 from node.etcd.errors import EtcdError
 from node.handlers.work.processes import submit_spec
-from node.model.errors import RpcError
 from node.model.types import Conditions, Executor, FunctionSpec, Process, State
 from node.processes.queue import Candidate
 from node.rpc import requests as req

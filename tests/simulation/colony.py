@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import trio
 
+from colonyd.errors import RpcError
 from federation.peers.keys import Keys
 from federation.peers.policy import Policy
 from federation.peers.record import Peer
@@ -29,7 +30,6 @@ from node.host.clock import Clock
 from node.host.config import Config, FederationConfig, RouteConfig
 from node.http.server import Request, Response
 from node.model.codec import pack
-from node.model.errors import RpcError
 from node.model.types import Colony, Executor, ExecutorState, User
 from node.processes.deadlines import expire
 from node.runtime.feeds import take_in
@@ -56,10 +56,7 @@ class SimulatedFederation(Federation):
     """`Federation` without sockets: links go through the network, periodic work is less often."""
 
     def __init__(self, site: Site, node: Node, client: MemoryClient) -> None:
-        settings = FederationConfig(
-            host=site.host, discovery=False, hops=site.hops, introductions=site.introductions
-        )
-        config = Config(federation=settings, routes=site.routes)
+        config = Config(federation=site.settings(), routes=site.routes)
         super().__init__(
             site.name,
             site.key,
@@ -77,8 +74,8 @@ class SimulatedFederation(Federation):
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """As the real one, without listeners."""
         await self._load()
-        self.fingerprint, self.port = FINGERPRINT, PORT
-        await self.own_card.start(PORT, FINGERPRINT)
+        self.fingerprint, self.port = self.site.fingerprint, PORT
+        await self.own_card.start(PORT, self.site.fingerprint)
         await self.work(task_status)
 
     async def _every(self, seconds: float, action: Callable[[], Awaitable[None]]) -> None:
@@ -120,6 +117,7 @@ class Site:
         self.user = key_of(f"{name} user")
         self.skew, self.pace = skew, pace
         self.hops = 1
+        self.absence = 0.0  # seconds that the next daemon is late
         # Says hello at the start, and what it offers: half of all messages of a short story.
         self.talks = True
         self.routes: list[RouteConfig] = []
@@ -141,6 +139,26 @@ class Site:
     def host(self) -> str:
         """The name under which peers know the address."""
         return f"{self.name}.example"
+
+    @property
+    def address(self) -> str:
+        """Where peers connect to."""
+        return f"{self.host}:{PORT}"
+
+    @property
+    def fingerprint(self) -> str:
+        """That of its certificate."""
+        return FINGERPRINT
+
+    def settings(self) -> FederationConfig:
+        """The section [federation] of its configuration."""
+        return FederationConfig(
+            host=self.host, discovery=False, hops=self.hops, introductions=self.introductions
+        )
+
+    def daemon(self, node: Node, client: MemoryClient) -> SimulatedFederation:
+        """Make the federation of one daemon."""
+        return SimulatedFederation(self, node, client)
 
     def now(self) -> int:
         """Unix ns by this colony's clock."""
@@ -164,19 +182,14 @@ class Site:
         identity = key_of(f"{self.name} {name}").id
         return Executor(identity, TYPE, name, self.name, state=ExecutorState.APPROVED)
 
-    def befriend(self, name: str, policy: Policy | None = None) -> None:
+    def befriend(
+        self, name: str, policy: Policy | None = None, at: str = "", fingerprint: str = FINGERPRINT
+    ) -> None:
         """Trust another colony, before the first daemon starts."""
-        key = key_of(name)
+        key, at = key_of(name), at or f"{name}.example:{PORT}"
+        card = _first_card(name, at, fingerprint)
         peer = Peer(
-            key.id,
-            TRUSTED,
-            name,
-            key.public_key,
-            0,
-            FINGERPRINT,
-            [f"{name}.example:{PORT}"],
-            _first_card(name),
-            policy=policy,
+            key.id, TRUSTED, name, key.public_key, 0, fingerprint, [at], card, policy=policy
         )
         self.store.commit(Txn([], [Put(self.keys.peer(key.id), pack(peer))]))
 
@@ -193,7 +206,8 @@ class Site:
                 # The store was away while it started: its supervisor starts it again.
                 self.world.note(self.name, "did not start", group.exceptions[0])
             self._ended()
-            await trio.sleep(self.world.dice.choice((0.0, 0.5, 2.0, 10.0)))
+            await trio.sleep(self.absence or self.world.dice.choice((0.0, 0.5, 2.0, 10.0)))
+            self.absence = 0.0
 
     async def _live(self) -> None:
         self._client = MemoryClient(
@@ -206,7 +220,7 @@ class Site:
                 raise Killed
             await nursery.start(self._follow, node)
             nursery.start_soon(self._deadlines, node)
-            self.federation = SimulatedFederation(self, node, self._client)
+            self.federation = self.daemon(node, self._client)
             node.processes.attach(self.federation.hooks)
             await nursery.start(self.federation.run)
             if self._client.dead:
@@ -340,7 +354,7 @@ class _Slot:
 
 
 @lru_cache(maxsize=4096)
-def _first_card(name: str) -> bytes:
-    key, at = key_of(name), [f"{name}.example:{PORT}"]
-    card = Card(key.id, key.public_key, name, 0, FINGERPRINT, at, [VERSION], EPOCH + MAX_LIFETIME)
+def _first_card(name: str, at: str, fingerprint: str) -> bytes:
+    key, until = key_of(name), EPOCH + MAX_LIFETIME
+    card = Card(key.id, key.public_key, name, 0, fingerprint, [at], [VERSION], until)
     return sign_card(key, card)

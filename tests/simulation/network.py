@@ -70,6 +70,10 @@ class Network:
         """Whether a packet from one colony gets to the other now."""
         return (source, target) not in self.split
 
+    def remote(self, source: str) -> str:
+        """The IP address that others see of a colony."""
+        return "10.0.0.1"
+
     async def connect(self, source: str, target: str) -> None:
         """Open a connection. Raises Unsent."""
         self.world.step()
@@ -91,7 +95,7 @@ class Network:
         world, site, faults = self.world, self.sites[target], self.world.faults
         who = self.sites[source].name if source in self.sites else source[:6]
         world.note(who, "→", site.name, path, len(body))
-        request = Request("POST", path, "", {}, body, "10.0.0.1")
+        request = Request("POST", path, "", {}, body, self.remote(source))
         with trio.move_on_after(_ANSWER + wait):
             await self._travel()
             if world.chance(faults.late):

@@ -19,6 +19,7 @@ from typing import TextIO
 
 import msgspec
 
+from tests.simulation.roaming import roam, roaming_table
 from tests.simulation.scale import ALL, measure, table
 from tests.simulation.scenario import Result, play
 
@@ -106,21 +107,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Play colonies on virtual time over a faulty network, and judge what happens.",
         epilog="example: scripts/simulate --seeds 1000 --colonies 5; "
         "scripts/simulate --seed 4711 replays one with its trace; "
-        "scripts/simulate --scale 10,100 counts messages where nothing fails",
+        "scripts/simulate --scale 10,100 counts messages where nothing fails; "
+        "scripts/simulate --roam 10,100 where colonies move, hide, die and find each other",
     )
     parser.add_argument("--seeds", type=int, default=200, help="how many seeds [200]")
     parser.add_argument("--first", type=int, default=0, help="the first of them [0]")
     parser.add_argument("--colonies", type=int, help="colonies in each world [drawn: 3 to 8]")
     parser.add_argument("--seed", type=int, help="play only this one and print its trace")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="[all cores]")
-    scale = parser.add_argument_group("traffic of calm worlds, see docs/scale.md")
+    scale = parser.add_argument_group("traffic of larger worlds, see docs/scale.md")
     scale.add_argument("--scale", type=_numbers, help="colonies in each, such as 10,100,1000")
+    scale.add_argument("--roam", type=_numbers, help="the same for colonies on the move")
+    scale.add_argument("--hostile", type=float, default=0.1, help="nodes of the DHT that lie [0.1]")
     scale.add_argument("--peers", type=_peers, default=4, help='that each trusts, or "all" [4]')
     scale.add_argument("--minutes", type=int, default=2, help="virtual ones of work [2]")
     scale.add_argument("--introductions", choices=("pending", "trust"), default="pending")
+    scale.add_argument("--others", type=int, default=0, help="nodes of the DHT of others [0]")
     options = parser.parse_args(arguments)
     if options.scale is not None:
         return _scale(options)
+    if options.roam is not None:
+        return _roam(options)
     if options.seed is not None:
         return _replay(options.seed, options.colonies)
     seeds = range(options.first, options.first + options.seeds)
@@ -152,6 +159,16 @@ def _scale(options: argparse.Namespace) -> int:
         for colonies in options.scale
     )
     for line in table(rows):
+        print(line, flush=True)
+    return 0
+
+
+def _roam(options: argparse.Namespace) -> int:
+    worlds = (
+        roam(each, options.minutes, hostile=options.hostile, others=options.others)
+        for each in options.roam
+    )
+    for line in roaming_table(worlds):
         print(line, flush=True)
     return 0
 

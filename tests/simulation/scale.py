@@ -26,7 +26,7 @@ from tests.simulation.network import Network
 from tests.simulation.stage import stage
 from tests.simulation.world import World
 
-__all__ = ["ALL", "FURTHEST", "Mode", "Traffic", "measure", "table"]
+__all__ = ["ALL", "FURTHEST", "Kind", "Mode", "Traffic", "measure", "neighbours", "table"]
 
 Mode = Literal["pending", "trust"]
 
@@ -79,7 +79,7 @@ class Traffic(msgspec.Struct, frozen=True):
         return Kind(sum(each.exchanges for each in every), sum(each.kilobytes for each in every))
 
 
-def _neighbours(colonies: int, peers: int) -> list[list[int]]:
+def neighbours(colonies: int, peers: int) -> list[list[int]]:
     """Whom each one trusts: a ring, and on it the nearest on both sides."""
     reach = (peers + 1) // 2 if peers != ALL else colonies
     reach = min(reach, colonies // 2)
@@ -187,10 +187,10 @@ def _kinds(traffic: Counter[str], volume: Counter[str], share: float) -> dict[st
 
 async def _count(colonies: int, peers: int, minutes: int, rate: int, mode: Mode) -> Traffic:
     world = World(colonies, most_steps=sys.maxsize)
-    neighbours = _neighbours(colonies, peers)
+    around = neighbours(colonies, peers)
     async with trio.open_nursery() as nursery:
         crowd = _Crowd(world, nursery, mode)
-        for here, others in enumerate(neighbours):
+        for here, others in enumerate(around):
             crowd.add(f"c{here}", (f"c{there}" for there in others))
         network = crowd.network
         await trio.sleep(_WARM)
@@ -210,7 +210,7 @@ async def _count(colonies: int, peers: int, minutes: int, rate: int, mode: Mode)
             sum(map(len, crowd.submitted)),
             crowd.successful(),
         )
-        spread = await crowd.spread(_hops(neighbours, 0))
+        spread = await crowd.spread(_hops(around, 0))
         nursery.cancel_scope.cancel()
     return msgspec.structs.replace(found, spread=spread)
 

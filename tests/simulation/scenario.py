@@ -16,10 +16,10 @@ from typing import Any
 import msgspec
 import trio
 
+from colonyd.errors import Conflict, Denied, Invalid, NotFound, RpcError, Unavailable
 from federation.peers.policy import Policy
 from node.etcd.errors import EtcdUnavailable
 from node.host.config import RouteConfig
-from node.model.errors import Conflict, Denied, Invalid, NotFound, RpcError, Unavailable
 from tests.simulation.actors import Job, Worker, patiently, submit_and_watch
 from tests.simulation.colony import WORKERS, Site
 from tests.simulation.foes import EVE, MALLORY, Foes
@@ -28,7 +28,7 @@ from tests.simulation.stage import stage
 from tests.simulation.witness import Witness
 from tests.simulation.world import Broken, Faults, World, key_of
 
-__all__ = ["Result", "Story", "play"]
+__all__ = ["Result", "Story", "play", "rest"]
 
 _PATIENCE = 8000.0  # virtual seconds that a healed world gets to come to rest
 _LOOK = 2.0
@@ -318,11 +318,11 @@ async def _tell(story: Story, witness: Witness) -> None:
                 site.frozen, site.skew = False, 0.0
                 if site.federation is not None:
                     site.federation.sight_again()
-        await _rest(witness, story.patience)
+        await rest(witness, story.patience)
         nursery.cancel_scope.cancel()
 
 
-async def _rest(witness: Witness, patience: float) -> None:
+async def rest(witness: Witness, patience: float) -> None:
     """Wait until the world is quiet."""
     with trio.move_on_after(patience):
         while witness.unfinished():

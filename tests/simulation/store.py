@@ -20,6 +20,7 @@ from node.etcd.txn import (
     DeletePrefix,
     DeleteRange,
     Get,
+    GetFirst,
     ModRevision,
     Op,
     Put,
@@ -147,6 +148,11 @@ class MemoryStore:
                 case Get():
                     found = self._data.get(op.key)
                     responses.append([found] if found is not None else [])
+                case GetFirst():
+                    first = self._keys(op.prefix, op.prefix + _LAST)[:1]
+                    responses.append(
+                        [msgspec.structs.replace(self._data[key], value=b"") for key in first]
+                    )
         if changes:
             self.revision = following
             self.commits += 1

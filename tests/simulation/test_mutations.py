@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import pytest
 from msgspec.structs import replace
 
+from colonyd.errors import RpcError
 from federation.forward import machine
 from federation.forward.machine import Forward
 from federation.outbox.resolve import resolve
@@ -27,7 +28,6 @@ from node.etcd.client import KeyValue
 from node.etcd.txn import Put, Txn
 from node.host.clock import Clock
 from node.model.codec import pack, unpack
-from node.model.errors import RpcError
 from node.model.types import SECOND, Conditions, FunctionSpec, Process
 from node.processes.service import Processes
 from node.store.work import processes as store

@@ -14,7 +14,7 @@ from functools import lru_cache
 import msgspec
 import trio
 
-from node.host.keys import PrivateKey
+from colonyd.keys import PrivateKey
 from node.model.types import SECOND
 
 __all__ = ["EPOCH", "Broken", "Faults", "Killed", "World", "key_of"]

@@ -16,6 +16,7 @@ from typing import Any, NoReturn, cast
 import msgspec
 import trio
 
+from colonyd.keys import PrivateKey, read_key, write_key
 from federation.forward.chain import ChainLink, trace
 from federation.forward.machine import Forward
 from federation.peers.policy import Policy
@@ -33,7 +34,6 @@ from node.etcd.txn import Delete, Get, GetFirst, Put, Txn
 from node.host.clock import Clock
 from node.host.config import Config, FederationConfig, PeerConfig
 from node.host.home import Home, HomeInfo
-from node.host.keys import PrivateKey, read_key, write_key
 from node.http.server import Request, Response
 from node.model.codec import unpack
 from node.model.ids import new_id

@@ -22,8 +22,8 @@ from typing import Any
 import httpx
 import trio
 
-from cli.core.client import Client
-from node.host.keys import PrivateKey, read_key
+from colonyd.keys import PrivateKey, read_key
+from colonyd.rpc import RpcClient
 
 REPOSITORY = Path(__file__).parents[2]
 _COLONYD = [sys.executable, "-m", "cli.daemon.colonyd"]
@@ -159,9 +159,9 @@ class Daemon:
         """A key of the home directory."""
         return read_key(self.home / "keys" / f"{name}.key")
 
-    def client(self) -> Client:
+    def client(self) -> RpcClient:
         """An RPC client of this daemon."""
-        return Client(f"http://127.0.0.1:{self.port}")
+        return RpcClient(f"http://127.0.0.1:{self.port}")
 
     def health(self) -> int:
         """Status of `GET /health`."""

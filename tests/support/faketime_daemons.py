@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 import trio
 
-from cli.core.client import Client, RpcError
-from node.host.keys import PrivateKey, sign_payload
+from colonyd.keys import PrivateKey, sign_payload
+from colonyd.rpc import RpcClient, RpcError
 from tests.support.daemons import REPOSITORY, Daemon
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -82,7 +82,7 @@ def set_clock(clock: Path, ahead: int) -> None:
     fresh.replace(clock)
 
 
-class Visitor(Client):
+class Visitor(RpcClient):
     """A client on the same host as its daemon: with the same clock, `ahead` of ours by seconds."""
 
     def __init__(self, url: str, ahead: Callable[[], int]) -> None:
@@ -98,7 +98,7 @@ class Visitor(Client):
         *,
         attempts: int = 1,
     ) -> Any:
-        """As `Client.call`, again while the store does not answer."""
+        """As `RpcClient.call`, again while the store does not answer."""
         assert key is not None
         body = signed_at(int(time.time()) + self.ahead(), payloadtype, fields, key)
         with trio.move_on_after(_PATIENCE):

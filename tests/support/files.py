@@ -13,15 +13,15 @@ from typing import Any
 
 import httpx
 
-from cli.core.client import Client
-from node.host.keys import PrivateKey
+from colonyd.keys import PrivateKey
+from colonyd.rpc import RpcClient
 from tests.support.daemons import Daemon
 
 
 class Files:
     """Calls about files in one colony, as one member."""
 
-    def __init__(self, client: Client, http: httpx.AsyncClient, colony: str, key: PrivateKey):
+    def __init__(self, client: RpcClient, http: httpx.AsyncClient, colony: str, key: PrivateKey):
         self.client = client
         self.http = http
         self.colony = colony

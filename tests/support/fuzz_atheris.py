@@ -14,10 +14,10 @@ import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
 with atheris.instrument_imports(include=["node", "msgspec"]):
     from cli.ops.rpc import all_calls
+    from colonyd.errors import RpcError
+    from colonyd.keys import PrivateKey
     from federation.service.rpc import calls as federation_calls
-    from node.host.keys import PrivateKey
     from node.model.codec import pack
-    from node.model.errors import RpcError
     from node.model.types import Colony, User
     from node.rpc.dispatch import Envelope, Table, decode_envelope
     from node.store import keys

@@ -14,7 +14,7 @@ from typing import Any
 from hypothesis import strategies as st
 from msgspec import inspect
 
-from node.host.keys import PrivateKey, sign_payload
+from colonyd.keys import PrivateKey, sign_payload
 from tests.support.poison import HOW, POISON, dosed, dumps
 from tests.support.upstream import MESSAGES, example
 

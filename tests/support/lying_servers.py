@@ -16,10 +16,10 @@ from typing import Any
 import msgspec
 import trio
 
+from colonyd.keys import PrivateKey
 from federation.transport.tls import make_certificate, server_context
 from federation.wire.card import VERSION, Card, sign_card
 from federation.wire.envelope import MAX_LIFETIME, Kind, seal
-from node.host.keys import PrivateKey
 from tests.support.daemons import Daemon
 
 __all__ = ["BOMB_SIZE", "ENCODED", "LyingColony", "Said", "bomb", "knows", "peak", "serve_lies"]

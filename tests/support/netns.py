@@ -30,7 +30,7 @@ from tests.support.faketime_daemons import ClockedDaemon, faketime
 
 _NEWNET = 0x40000000  # CLONE_NEWNET
 _NAMESPACES = Path("/run/netns")
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PREFIX = "colonytest"
 _RPC = 50080
 HOUR = 3600
@@ -38,7 +38,7 @@ HOUR = 3600
 
 def ip(*words: str) -> str:
     """Run `ip`; its standard output. Raises AssertionError with what it says."""
-    environ = {"PATH": _PATH, "LC_ALL": "C"}
+    environ = {"PATH": PATH, "LC_ALL": "C"}
     command = ["ip", *words]
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=20)
@@ -51,7 +51,7 @@ def ip(*words: str) -> str:
 
 def unable() -> str:
     """Why namespaces and bridges can't be made on this machine, or ""; it tries, and cleans up."""
-    name = f"{_tag()}probe"
+    name = f"{space_tag()}probe"
     try:
         ip("netns", "add", name)
         try:
@@ -68,7 +68,8 @@ def require() -> None:
     """Skip where namespaces can't be made at all; what is only not installed fails in CI."""
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
-    lacking = [] if shutil.which("ip", path=_PATH) else ["iproute2"]
+    lacking = [] if shutil.which("ip", path=PATH) else ["iproute2"]
+    lacking += [] if shutil.which("nft", path=PATH) else ["nftables"]
     lacking += [] if faketime() else ["libfaketime"]
     if lacking:
         reason = f"no {', '.join(lacking)} here: `scripts/setup --test` installs what is missing"
@@ -79,12 +80,12 @@ def require() -> None:
         pytest.skip(reason)
 
 
-def _tag() -> str:
+def space_tag() -> str:
     """The beginning of the names of one town's namespaces."""
     return f"{_PREFIX}-{os.getpid()}-{secrets.token_hex(3)}-"
 
 
-def _clear(space: str) -> None:
+def clear(space: str) -> None:
     """End all that runs in a namespace, and remove it. Raises AssertionError."""
     for pid in ip("netns", "pids", space).split():
         with suppress(ProcessLookupError):
@@ -92,7 +93,7 @@ def _clear(space: str) -> None:
     ip("netns", "del", space)
 
 
-def _clear_abandoned() -> None:
+def clear_abandoned() -> None:
     """Remove what runs that were killed left behind."""
     if not _NAMESPACES.is_dir():
         return
@@ -100,7 +101,7 @@ def _clear_abandoned() -> None:
         made = re.match(rf"{_PREFIX}-(\d+)-", path.name)
         if made and not Path(f"/proc/{made[1]}").exists():
             with suppress(AssertionError):  # another run may be at it, too
-                _clear(path.name)
+                clear(path.name)
 
 
 def _interrupt(signum: int, frame: object) -> None:
@@ -110,7 +111,7 @@ def _interrupt(signum: int, frame: object) -> None:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """A SIGTERM is to this block what Ctrl-C is, so that what was made is removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -124,6 +125,9 @@ def _terminable() -> Iterator[None]:
 
 class House(ClockedDaemon):
     """A namespace with one interface, `eth0`, and a daemon in it whose clock may be wrong."""
+
+    network = "10.77.0"  # the first three numbers of addresses here
+    gateway = ""  # the router, if there is one
 
     def __init__(self, place: Path, name: str, tag: str, number: int, ahead: int) -> None:
         super().__init__(place, name, ahead)
@@ -141,11 +145,17 @@ class House(ClockedDaemon):
         """Make the namespace and plug it in."""
         ip("netns", "add", self.space)
         self.ip("link", "set", "lo", "up")
+        self.connect()
+
+    def connect(self) -> None:
+        """Lay a cable to the bridge of the hub."""
         port = f"port{self.number}"
         ip("-n", self.hub, "link", "add", port, "type", "veth", "peer", "eth0", "netns", self.space)
         ip("-n", self.hub, "link", "set", port, "master", "br0", "up")
         self.ip("address", "add", f"{self.address()}/24", "dev", "eth0")
         self.ip("link", "set", "eth0", "up")
+        if self.gateway:
+            self.ip("route", "add", "default", "via", self.gateway)
 
     def ip(self, *words: str) -> str:
         """Run `ip` inside."""
@@ -153,7 +163,7 @@ class House(ClockedDaemon):
 
     def address(self, extra: int = 0) -> str:
         """Its IPv4 address, or another one."""
-        return f"10.77.0.{self.number + extra}"
+        return f"{self.network}.{self.number + extra}"
 
     def move(self, old: str, new: str) -> None:
         """Another IPv4 address, as from another DHCP server."""
@@ -236,24 +246,36 @@ async def _pump(source: trio.SocketStream, sink: trio.SocketStream, end: trio.Ca
     end.cancel()
 
 
+def add_bridge(space: str) -> None:
+    """Make a namespace with the bridge `br0`."""
+    ip("netns", "add", space)
+    ip("-n", space, "link", "set", "lo", "up")
+    ip("-n", space, "link", "add", "br0", "type", "bridge", "mcast_snooping", "0")
+    ip("-n", space, "link", "set", "br0", "up")
+
+
 @contextmanager
 def town(place: Path, clocks: dict[str, int]) -> Iterator[list[House]]:
     """Houses by name, with clocks ahead by so many seconds, on one bridge; gone after the block."""
-    _clear_abandoned()
-    tag = _tag()
+    tag = space_tag()
     houses = [
         House(place, name, tag, number, ahead)
         for number, (name, ahead) in enumerate(clocks.items(), 1)
     ]
-    with _terminable():
+    with built(tag, houses):
+        add_bridge(f"{tag}hub")
+        for house in houses:
+            house.build()
+        yield houses
+
+
+@contextmanager
+def built(tag: str, houses: list[House]) -> Iterator[None]:
+    """End the daemons, and remove all namespaces of a tag, after the block."""
+    clear_abandoned()
+    with terminable():
         try:
-            ip("netns", "add", f"{tag}hub")
-            bridge = ("link", "add", "br0", "type", "bridge", "mcast_snooping", "0")
-            ip("-n", f"{tag}hub", *bridge)
-            ip("-n", f"{tag}hub", "link", "set", "br0", "up")
-            for house in houses:
-                house.build()
-            yield houses
+            yield
         finally:
             problems = [*_ends(houses), *_removes(tag)]
             assert not problems, problems
@@ -273,6 +295,6 @@ def _removes(tag: str) -> Iterator[str]:
     """Remove the namespaces of a town, with all that is left in them; yields what went wrong."""
     for path in sorted(_NAMESPACES.glob(f"{tag}*")):
         try:
-            _clear(path.name)
+            clear(path.name)
         except AssertionError as error:
             yield str(error)

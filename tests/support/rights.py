@@ -72,9 +72,9 @@ UPSTREAM = {f"{name}msg": role for role, names in _BY_ROLE.items() for name in n
 _OURS = {
     "M|CO": "getnodestatus getforward getorigin",
     "M": "fileticket getwaiting",
-    "CO": "getpeers getpeer trustpeer setpeerpolicy blockpeer invitepeer getinvitations"
-    " revokeinvitation joinpeer pingpeer getclock resetclock resolveprocess rotatekey getroutes"
-    " explainroute",
+    "CO": "getpeers getpeer trustpeer setpeerpolicy blockpeer forgetpeer invitepeer"
+    " getinvitations revokeinvitation joinpeer pingpeer getclock resetclock resolveprocess"
+    " rotatekey getroutes explainroute namepeer getpetnames getcard opencard",
 }
 OURS = {f"{name}msg": role for role, names in _OURS.items() for name in names.split()}
 
@@ -397,6 +397,11 @@ REQUESTS: dict[str, Callable[[World], dict[str, Any]]] = {
     "trustpeermsg": lambda world: _PEER,
     "setpeerpolicymsg": lambda world: {**_PEER, "default": True},
     "blockpeermsg": lambda world: _PEER,
+    "forgetpeermsg": lambda world: _PEER,
+    "namepeermsg": lambda world: {**_PEER, "name": "lab"},
+    "getpetnamesmsg": _nothing,
+    "getcardmsg": _nothing,
+    "opencardmsg": lambda world: {"link": "colony:A"},
     "invitepeermsg": lambda world: {"addresses": ["127.0.0.1:1"]},
     "getinvitationsmsg": _nothing,
     "revokeinvitationmsg": lambda world: {"invitation": "0" * 16},
@@ -422,6 +427,8 @@ NOT_DONE = {
     "trustpeermsg": {404},
     "setpeerpolicymsg": {404},
     "blockpeermsg": {404, 400},
+    "forgetpeermsg": {404},
+    "opencardmsg": {400},
     "revokeinvitationmsg": {404},
     "joinpeermsg": {400},
     "pingpeermsg": {404},

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
 
-from node.host.keys import recover_payload
+from colonyd.keys import recover_payload
 
 UNSET = "0001-01-01T00:00:00Z"
 Answer = Callable[[dict[str, Any], str], Any]

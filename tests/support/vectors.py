@@ -16,6 +16,8 @@ from typing import Any
 
 import msgspec
 
+from colonyd.keys import PrivateKey
+from federation.dht.lookups import target as dht_key
 from federation.forward import attachments as manifest
 from federation.forward import chain as chains
 from federation.forward import path as relays
@@ -23,11 +25,11 @@ from federation.forward import updates as progress
 from federation.wire import cbor, messages
 from federation.wire import invitation as tokens
 from federation.wire.card import Card, sign_card
+from federation.wire.cardlink import write_link
 from federation.wire.envelope import MAX_LIFETIME, Kind, inspect, seal
 from federation.wire.messages import dump
 from federation.wire.signer import cti_of
 from federation.wire.succession import declare
-from node.host.keys import PrivateKey
 
 __all__ = ["ANT", "BEE", "CAT", "DIRECTORY", "NOW", "build", "main"]
 
@@ -254,7 +256,7 @@ def cards() -> dict[str, Any]:
 
     def case(name: str, data: bytes) -> dict[str, Any]:
         seen = inspect(data, limit=LIMIT)
-        return _case(name, Kind.CARD, data, cbor.decode(seen.payload))
+        return _case(name, Kind.CARD, data, cbor.decode(seen.payload)) | {"link": write_link(data)}
 
     return {
         "now": NOW,
@@ -384,16 +386,41 @@ def _messages() -> dict[Kind, list[tuple[str, PrivateKey, PrivateKey, msgspec.St
                 BEE,
                 m.Introductions([m.Introduction(_signed_card(CAT), 1)], (NOW << 24) + 1),
                 key,
-            )
+            ),
+            (
+                "with a petname",
+                ANT,
+                BEE,
+                m.Introductions(
+                    [m.Introduction(_signed_card(CAT), 1, "lab-paris")], (NOW << 24) + 2
+                ),
+                key,
+            ),
         ],
         Kind.COLLECT: [
             ("a poll", ANT, BEE, m.Collect(25, []), key),
             ("an answer", ANT, BEE, m.Collect(0, [m.Reply(b"\0\1", 200, "", b"data")]), key),
+            (
+                "of a colony that names those who may leave messages",
+                ANT,
+                BEE,
+                m.Collect(25, [], bytes.fromhex(CAT.id)[:16], bytes(range(8))),
+                key,
+            ),
         ],
         Kind.PARCELS: [
             ("one", BEE, ANT, m.Parcels([m.Parcel(b"\0\1", "/v2/submit", b"body", 0)]), key)
         ],
-        Kind.PASS: [("request", ANT, BEE, m.Pass(CAT.id, "/v2/submit", b"body", 0), key)],
+        Kind.PASS: [
+            ("request", ANT, BEE, m.Pass(CAT.id, "/v2/submit", b"body", 0), key),
+            (
+                "of a join, to a mailbox that does not trust the sender",
+                ANT,
+                BEE,
+                m.Pass(CAT.id, "/v1/join", b"body", 0, _signed_card(ANT), f"{'0' * 16} {'a' * 64}"),
+                key,
+            ),
+        ],
         Kind.PASSED: [("answer", BEE, ANT, m.Passed(200, "", b"data"), key)],
         Kind.SUCCESSION: [],  # in derived.json
         Kind.JOIN: [
@@ -425,6 +452,21 @@ def _messages() -> dict[Kind, list[tuple[str, PrivateKey, PrivateKey, msgspec.St
         ],
         Kind.HEARD: [("answer", BEE, ANT, m.Heard(_PID, 1, "chat", 1), key)],
         Kind.FETCH: [("request", BEE, ANT, m.Fetch(_PID, 1, checksum, 0), key)],
+        Kind.SUBMITS: [("of one", ANT, BEE, m.Submits([sent]), key)],
+        Kind.RECEIPTS: [
+            (
+                "one accepted, one to come again",
+                BEE,
+                ANT,
+                m.Receipts([m.Answer(200, b"signed receipt"), m.Answer(429, b"{}", 60)]),
+                key,
+            )
+        ],
+        Kind.DIAL: [("request", ANT, BEE, m.Dial(50_081, _NONCES[0]), key)],
+        Kind.DIALLED: [
+            ("reached", BEE, ANT, m.Dialled(_NONCES[0], True, "198.51.100.7"), key),
+            ("not reached", BEE, ANT, m.Dialled(_NONCES[0], False, "2001:db8::7", "refused"), key),
+        ],
         Kind.CHUNK: [("answer", ANT, BEE, m.Chunk(checksum, 0, b"bytes of a file"), key)],
     }
 
@@ -481,6 +523,9 @@ def derived() -> dict[str, Any]:
             {"issuer": issuer, "pid": pid, "attempt": attempt,
              "id": relays.local_id(issuer, pid, attempt)}
             for issuer, pid, attempt in ((ANT.id, _PID, 1), (ANT.id, _PID, 2), (BEE.id, _AT_BEE, 1))
+        ],
+        "dht": [
+            {"id": each, "key": dht_key(each).hex()} for each in (ANT.id, BEE.id)
         ],
         "cti": [
             {"parts": [str(part) for part in parts], "cti": cti_of(*parts).hex()}

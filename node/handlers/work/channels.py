@@ -8,9 +8,9 @@ from typing import Annotated
 
 import msgspec
 
+from colonyd.errors import Invalid
 from node.etcd.pages import Rows, each
 from node.etcd.pressure import Need
-from node.model.errors import Invalid
 from node.model.types import Int64
 from node.rpc.calls import MANY_TOKENS, PARTY, Caller, Calls, Who
 from node.rpc.replay import Once

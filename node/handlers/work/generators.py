@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
+from colonyd.errors import Invalid, NotFound
 from node.etcd.pages import Rows, each
 from node.etcd.pressure import Need
 from node.model.codec import wire_time
-from node.model.errors import Invalid, NotFound
 from node.model.types import Int64
 from node.processes.spec import id_for
 from node.rpc.calls import MINE, Caller, Calls, Who, every
@@ -146,7 +146,7 @@ async def get_many(node: Node, caller: Caller, request: GetGenerators) -> Rows:
     """List the generators."""
     if request.count < 0:
         raise Invalid("count: 0 or more")
-    found = await node.generators.listing(request.colonyname, request.count)
+    found = node.generators.listing(request.colonyname, request.count)
     return each(node.generators.with_specs(found), lambda pair: wire_generator(*pair))
 
 

@@ -12,10 +12,10 @@ from itertools import islice
 
 import trio
 
+from colonyd.errors import Invalid
 from node.etcd.client import EtcdClient
 from node.etcd.pages import LOOK, Pages, Rows, below, newest_first, values
 from node.model.codec import unpack, wire_process
-from node.model.errors import Invalid
 from node.model.types import SECOND, Closed, Process, Running, State
 from node.processes.queue import QueueEntry
 from node.processes.service import Processes
@@ -29,15 +29,19 @@ MAX_HISTORY = 20_000
 
 
 async def waiting(
-    processes: Processes, colony: str, *, executortype: str = "", label: str = ""
+    processes: Processes, colony: str, field: str = "", value: str = ""
 ) -> Pages[QueueEntry]:
     """Return the processes that wait for executors or for other processes, in order, in pages.
 
-    A process that comes meanwhile is included if its place is behind the page before.
+    Only those with a value in a field of `store.FILTERS`, if one is given. A process that comes
+    meanwhile is included if its place is behind the page before.
     """
+    kind, initiator, label = (value if field == each else "" for each in store.FILTERS)
     last: QueueEntry | None = None
     while True:
-        order = processes.queue.in_order(colony, executortype=executortype, label=label, after=last)
+        order = processes.queue.in_order(
+            colony, executortype=kind, label=label, initiator=initiator, after=last
+        )
         page = list(islice(order, LOOK))
         if not page:
             return
@@ -58,8 +62,8 @@ async def running(processes: Processes, colony: str) -> Pages[tuple[str, Running
 async def matching(processes: Processes, request: req.GetProcesses, now: int) -> list[str]:
     """Return the ids of processes in one state, at most as many as requested; `now` in Unix ns.
 
-    Waiting ones by priority, running ones by start, closed ones the newest first. Raises Invalid
-    and EtcdError.
+    Waiting ones by priority, and then those that wait for another colony to take them; running ones
+    by start, closed ones the newest first. Raises Invalid and EtcdError.
     """
     colony, limit = request.colonyname, request.count
     if not 0 <= limit <= MAX_COUNT:
@@ -71,20 +75,13 @@ async def matching(processes: Processes, request: req.GetProcesses, now: int) ->
     found = list[str]()
     field, value = wanted(request)
     if request.state == State.WAITING:
-        if field == "initiatorname" and not _may_wait(processes, colony, value):
-            return []
-        kind, label = (value if field == each else "" for each in ("executortype", "label"))
-        by_initiator = field == "initiatorname"
-        order = waiting(processes, colony, executortype=kind, label=label)
-        async with aclosing(order) as entries:
+        async with aclosing(waiting(processes, colony, field, value)) as entries:
             async for page in entries:
-                found += [
-                    entry.processid
-                    for entry in page
-                    if not by_initiator or entry.waiting.initiatorname == value
-                ]
+                found += [entry.processid for entry in page]
                 if len(found) >= limit:
                     break
+        if len(found) < limit and colony == processes.hooks.home:
+            found += await _outgoing(processes, request, limit - len(found))
     elif request.state == State.RUNNING:
         async with aclosing(running(processes, colony)) as runs:
             async for marks in runs:
@@ -93,6 +90,24 @@ async def matching(processes: Processes, request: req.GetProcesses, now: int) ->
                     break
     else:
         await _closed(processes.client, request, now, found)
+    return found[:limit]
+
+
+async def _outgoing(processes: Processes, request: req.GetProcesses, limit: int) -> list[str]:
+    """Return at most `limit` processes that wait for another colony to take them, the first that
+    came first: they are in no queue here. With a filter, some of very many only.
+    """
+    known = (processes.queue.entries, processes.running.entries)
+    away = (pid for pid in processes.hooks.away() if not any(pid in each for each in known))
+    names = [keys.process(request.colonyname, pid) for pid in islice(away, LOOK)]
+    found = list[str]()
+    async with aclosing(values(processes.client, names)) as pages:
+        async for page in pages:
+            for process in (unpack(kv.value, Process) for kv in page):
+                if process.state == State.WAITING and is_wanted(request, process):
+                    found.append(process.processid)
+            if len(found) >= limit:
+                break
     return found[:limit]
 
 
@@ -116,13 +131,6 @@ async def _closed(
                     found.append(kv.key.rpartition("/")[2])
             if len(found) >= limit:
                 return
-
-
-def _may_wait(processes: Processes, colony: str, initiator: str) -> bool:
-    """Return whether a process of an initiator may wait; those of other colonies are not
-    counted.
-    """
-    return initiator.startswith("colony/") or (colony, initiator) in processes.queue.owners
 
 
 def wanted(request: req.GetProcesses) -> tuple[str, str]:
@@ -220,14 +228,14 @@ async def _candidates(
             away = list(processes.hooks.away())
             for start in range(0, len(away), LOOK):
                 yield [(0, processid) for processid in away[start : start + LOOK]]
+    elif request.state == State.RUNNING and executorid:
+        known = processes.running.entries
+        mine = processes.running.of_executor(colony, executorid)
+        yield [(known[processid][1].submissiontime, processid) for processid in mine]
     elif request.state == State.RUNNING:
         async with aclosing(running(processes, colony)) as runs:
             async for marks in runs:
-                yield [
-                    (run.submissiontime, processid)
-                    for processid, run in marks
-                    if executorid in ("", run.executorid)
-                ]
+                yield [(run.submissiontime, processid) for processid, run in marks]
     elif State.SUCCESSFUL <= request.state <= State.CANCELLED:
         ranby = store.checksum(executorid)
         # A process submitted after a time ended after it.

@@ -6,10 +6,10 @@ from contextlib import aclosing
 
 import msgspec
 
-from node.etcd.pages import Rows
+from colonyd.errors import Denied, Invalid, NotFound
+from node.etcd.pages import Rows, in_memory
 from node.etcd.pressure import Need
 from node.handlers.work.processes import locate
-from node.model.errors import Denied, Invalid, NotFound
 from node.model.types import DAY, Int64, Log
 from node.processes.service import require_assigned
 from node.rpc import requests as req
@@ -125,15 +125,15 @@ async def get(node: Node, caller: Caller, request: req.GetLogs) -> Rows:
 @calls.row(
     "searchlogsmsg", SearchLogs, Who.MEMBER, reply="Log[]", need=Need.FREES, heavy=every, reads=True
 )
-async def search(node: Node, caller: Caller, request: SearchLogs) -> list[Log]:
+async def search(node: Node, caller: Caller, request: SearchLogs) -> Rows:
     """List lines that contain a text."""
     if not 0 <= request.count <= MAX_FOUND:
         raise Invalid(f"count: between 0 and {MAX_FOUND}")
     if not 0 <= request.days <= MAX_DAYS:
         raise Invalid(f"days: between 0 and {MAX_DAYS}")
     if request.count == 0 or request.days == 0:
-        return []
+        return in_memory([])
     until = node.clock.tick()
     since = until - request.days * DAY
     colony, text = request.colonyname, request.text
-    return await logs.search(node.client, colony, text, request.count, since=since, until=until)
+    return logs.search(node.client, colony, text, request.count, since=since, until=until)

@@ -6,13 +6,13 @@ import hashlib
 from contextlib import aclosing
 from typing import Any
 
+from colonyd.errors import Conflict, Denied, Invalid, NotFound, RpcError, TooMany
 from node.etcd.pages import Rows
 from node.etcd.pressure import Need
 from node.etcd.txn import Put, Txn
 from node.handlers.work import listings as listings
 from node.http.delivery import carry
 from node.model.codec import pack, unpack, wire_attribute, wire_process
-from node.model.errors import Conflict, Denied, Invalid, NotFound, RpcError, TooMany
 from node.model.quantities import parse_cpu, parse_memory
 from node.model.types import Attribute, Process, State
 from node.processes.queue import Candidate
@@ -69,8 +69,10 @@ async def submit_spec(node: Node, caller: Caller, request: req.SubmitProcess) ->
         if member is not None:
             if several := node.processes.hooks.ambiguity(spec.conditions.colonyname):
                 raise Conflict(f"spec.conditions.colonyname: {several}")
+            found = await node.processes.hooks.stranger(spec.conditions.colonyname)
             raise NotFound(
                 f"spec.conditions.colonyname: {name!r} is neither here nor a trusted peer"
+                f"{'; ' if found else ''}{found}"
             )
         raise Denied(f"colony {name!r}: only its members may submit")
     process = build_process(

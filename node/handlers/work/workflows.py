@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 import trio
 
+from colonyd.errors import Denied, Invalid, NotFound, RpcError
 from node.etcd.pages import Pages, Rows
 from node.etcd.pressure import Need
 from node.model.codec import wire_graph, wire_process
-from node.model.errors import Denied, Invalid, NotFound, RpcError
 from node.model.types import FunctionSpec, Graph, Int64, Process, State
-from node.processes.spec import id_for
+from node.processes.spec import StrangeColony, id_for
 from node.rpc.calls import MANY_TOKENS, MINE, Caller, Calls, Who, many
 from node.rpc.replay import Once
 from node.runtime.node import Node
@@ -108,15 +108,18 @@ async def submit(node: Node, caller: Caller, request: SubmitWorkflow) -> dict[st
     """
     assert caller.member is not None
     nonce = hashlib.sha256(caller.submission).hexdigest() if caller.nonce else ""
-    graph = await node.workflows.submit(
-        request.spec.colonyname,
-        request.spec.functionspecs,
-        graphid=id_for(caller.id, caller.nonce),
-        initiatorid=caller.id,
-        initiatorname=name_of(caller.member),
-        submission=caller.submission,
-        nonce=nonce,
-    )
+    try:
+        graph = await node.workflows.submit(
+            request.spec.colonyname,
+            request.spec.functionspecs,
+            graphid=id_for(caller.id, caller.nonce),
+            initiatorid=caller.id,
+            initiatorname=name_of(caller.member),
+            submission=caller.submission,
+            nonce=nonce,
+        )
+    except StrangeColony as error:
+        raise await error.explained(node.processes.hooks) from None
     if graph.nonce != nonce:
         raise Denied("nonce: used already for another submission")
     return wire_graph(graph)
@@ -157,7 +160,10 @@ async def add_child(node: Node, caller: Caller, request: AddChild) -> dict[str, 
         caller.id,
         request.insert,
     )
-    child = await node.workflows.children.add(graph, wanted)
+    try:
+        child = await node.workflows.children.add(graph, wanted)
+    except StrangeColony as error:
+        raise await error.explained(node.processes.hooks) from None
     return wire_process(child)
 
 

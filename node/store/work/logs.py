@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from node.model.names import in_key, of_key
+from colonyd.names import in_key, of_key
 from node.store import keys
 
 # The span of a bucket in ns, some 2.8 hours.

@@ -19,6 +19,7 @@ import msgspec
 import pytest
 import trio
 
+from colonyd.keys import PrivateKey, read_key
 from federation.forward import chain as chains
 from federation.forward import path as relays
 from federation.forward.chain import carried, conclusion, trace
@@ -34,7 +35,6 @@ from federation.forward.path import (
 from federation.peers.policy import Policy
 from federation.wire.envelope import Kind, Rejected, VerifiedMessage, inspect, seal
 from federation.wire.messages import MOST, Outcome, Submit, dump, load
-from node.host.keys import PrivateKey, read_key
 from node.http.server import Request as HttpRequest
 from node.model.types import State
 from tests.federation.service.test_two_colonies import Side
@@ -132,8 +132,8 @@ async def test_who_must_allow_a_further_hop_is_told_with_the_command(make_daemon
     spec = {"funcname": "f", "conditions": {"colonyname": "lock/weir", "executortype": "cli"}}
     told = await colony("quay", "routes", "explain", "-", text=json.dumps(spec))
     needed = {
-        ("lock", "colony peers policy quay --forward"),
-        ("weir", "colony peers policy lock --max-hops 2"),
+        ("lock", "colony peer policy quay --forward"),
+        ("weir", "colony peer policy lock --max-hops 2"),
     }
     for name, command in needed:
         assert f"at {name} its owner must have allowed it: {command}" in told.stdout

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 import trio
 
+from colonyd.keys import PrivateKey
 from federation.forward.path import local_id
 from federation.forward.receipt import ReceiptRecord
 from federation.inbox.accept import Inbox
@@ -32,7 +33,6 @@ from federation.wire.messages import load as load_message
 from federation.wire.signer import Signer
 from node.etcd.client import EtcdClient, open_client
 from node.host.clock import Clock
-from node.host.keys import PrivateKey
 from node.http.server import Request, Response
 from node.model.codec import pack, unpack
 from node.model.types import Executor, Process, State
@@ -169,7 +169,7 @@ async def lab(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[Lab]:
 
 def path_of(name: str) -> str:
     """Where a message goes: forwards are of version 2 of the protocol, the rest of version 1."""
-    version = 2 if name in ("submit", "cancel", "outcomes") else 1
+    version = 2 if name in ("submit", "submits", "cancel", "outcomes") else 1
     return f"/v{version}/{name}"
 
 

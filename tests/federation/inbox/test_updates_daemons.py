@@ -16,7 +16,7 @@ import httpx
 import pytest
 import trio
 
-from cli.core.client import RpcError, Unreachable
+from colonyd.rpc import RpcError, Unreachable
 from tests.federation.service.test_two_colonies import Side, pair
 from tests.node.http.test_pubsub import Raw
 from tests.support.daemons import REPOSITORY, Daemon, seeded_dice, until

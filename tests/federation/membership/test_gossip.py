@@ -12,6 +12,7 @@ import msgspec
 import pytest
 import trio
 
+from colonyd.keys import PrivateKey
 from federation.membership.gossip import MOST, Gossip, chosen
 from federation.peers.context import Context
 from federation.peers.keys import Keys
@@ -22,7 +23,6 @@ from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
 from federation.wire.messages import DEEPEST, Introduction, Introductions
 from federation.wire.signer import Signer
-from node.host.keys import PrivateKey
 from node.http.server import Request
 from node.model.types import State
 from tests.federation.membership.test_rotation import follows

@@ -16,6 +16,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from colonyd.keys import PrivateKey
 from federation.forward.machine import Forward
 from federation.membership.probe import Prober
 from federation.outbox.entries import OutboxEntry
@@ -28,7 +29,6 @@ from federation.wire.card import Card, sign_card
 from federation.wire.clock import SigningClock
 from federation.wire.signer import Signer
 from node.etcd.client import EtcdClient, open_client
-from node.host.keys import PrivateKey
 from node.model.codec import pack
 from node.tasks.sync import WakeUps
 from tests.federation.peers.test_registry import registry

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 import trio
 
+from colonyd.keys import PrivateKey, read_key, write_key
 from federation.peers.registry import TRUSTED, FormerKey, Peer
 from federation.wire.card import Card, sign_card
 from federation.wire.clock import SigningClock
@@ -18,7 +19,6 @@ from federation.wire.messages import Hello, Submit, Successor
 from federation.wire.signer import Signer
 from federation.wire.succession import OVERLAP, declare, prove
 from node.host.home import Home
-from node.host.keys import PrivateKey, read_key, write_key
 from node.http.server import Request
 from node.model.types import State
 from node.store import keys

@@ -372,7 +372,7 @@ async def test_clocks_too_far_apart_say_so(village: Village) -> None:
         check = next(check for check in found["checks"] if check["name"] == "latest time")
         assert check["ok"] is False
         assert "the clock is 29 d 22 h behind the latest time remembered," in check["detail"]
-        words = re.search(r"`colony (peers clock --reset)`", check["next"])
+        words = re.search(r"`colony (peer clock --reset)`", check["next"])
         assert words is not None
         done = await run(lambda: house.colony(*words[1].split(), "--yes", "--json"))
         assert done.returncode == 0, done.stderr

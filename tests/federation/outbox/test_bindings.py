@@ -19,6 +19,7 @@ import trio
 from msgspec.structs import replace
 
 from cli.work.process import forward_fields
+from colonyd.keys import PrivateKey
 from federation.forward.chain import conclusion, trace
 from federation.forward.machine import Forward, ForwardState
 from federation.forward.path import OriginRequest, local_id
@@ -28,7 +29,6 @@ from federation.wire.card import open_card, sign_card
 from federation.wire.envelope import Kind, inspect, seal
 from federation.wire.messages import Outcome, Outcomes, Poll, Receipt, Submit, dump, load
 from node.etcd.txn import Put, Txn
-from node.host.keys import PrivateKey
 from node.http.server import Request as HttpRequest
 from node.http.server import Response
 from node.model.codec import pack, unpack

@@ -60,9 +60,11 @@ changes: st.SearchStrategy[tuple[str, Any]] = st.one_of(
 
 def tells(entries: OutboxEntries, peer: str, now: int) -> dict[str, Any]:
     """What the index says, by process id where the order says nothing."""
+    ready = {entry.forward.processid for entry in entries.ready(peer, now)}
+    # What has become due meanwhile counts as not ready until somebody asks what is.
     later = entries.next_due(peer)
     return {
-        "ready": {entry.forward.processid for entry in entries.ready(peer, now)},
+        "ready": ready,
         "later": later is not None and later > now,
         "busy": entries.busy_of(peer),
         "all": len(entries.of_peer(peer)),
@@ -72,6 +74,7 @@ def tells(entries: OutboxEntries, peer: str, now: int) -> dict[str, Any]:
         "tried": {each.forward.processid for each in entries.tried(peer)},
         "late": {each.forward.processid for each in entries.late(now)},
         "relayed": entries.relayed("dog"),
+        "states": [entries.count_in(state) for state in STATES],
         "moving": entries.busy,
         "peer": peer in entries.peers(),
     }
@@ -99,6 +102,9 @@ def walked(entries: OutboxEntries, peer: str, now: int) -> dict[str, Any]:
         "followed": {each.forward.processid for each in mine if each.forward.state in followed},
         "tried": {each.forward.processid for each in mine if each.tries},
         "late": {each.forward.processid for each in entries.values() if late(each.forward)},
+        "states": [
+            sum(each.forward.state == state for each in entries.values()) for state in STATES
+        ],
         "relayed": sum(each.forward.origin == "dog" for each in entries.values()),
         "moving": sum(each.busy for each in entries.values()),
         "peer": bool(mine),

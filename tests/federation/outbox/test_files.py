@@ -14,6 +14,7 @@ import msgspec
 import pytest
 import trio
 
+from colonyd.errors import RpcError
 from federation.forward import attachments as manifest
 from federation.outbox import files as depot
 from federation.transport.errors import RemoteRefusal
@@ -23,7 +24,6 @@ from node.etcd.pages import whole
 from node.files.blobs import BlobStore
 from node.files.catalog import Files
 from node.files.tickets import Scope
-from node.model.errors import RpcError
 from node.model.ids import new_id
 from node.model.types import Filesystem, Process, SnapshotMount, State, SyncDirMount
 from node.store.files import File, Reference
@@ -188,20 +188,21 @@ async def test_what_takes_long_goes_on_where_it_stopped(
 
         async def slowly(fetch: Fetch) -> bytes:
             nonlocal served
-            if served:
-                # The first try ends in the middle of this; the next may take its time.
-                monkeypatch.setattr(depot, "_PATIENCE", 8.0)
             await trio.sleep(0.3)
             data = await read(fetch)
             served += len(data)
+            # The first try ends in the middle of a piece; the next may take its time.
+            monkeypatch.setattr(depot, "_PATIENCE", 12.0)
             return data
 
         monkeypatch.setattr(ant.fed.file_transfer, "_read", slowly)
         await ant.submit("bee", fs=mounts("/data"))
         far = await take(bee)
-        assert bee.fed.server.counters["files_pending"] >= 1
+        tries = bee.fed.server.counters["files_pending"]
+        assert tries >= 1
         assert await read_there(bee, far) == BIG
-        assert served <= len(BIG) + 2**20
+        # Each of them lost at most the piece that was under way.
+        assert served <= len(BIG) + tries * 2**20
 
 
 async def read_there(bee: Colony, far: Process) -> bytes:

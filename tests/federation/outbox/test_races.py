@@ -7,24 +7,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 import trio
 
+from colonyd.errors import RpcError
 from federation.forward import machine
+from federation.forward.receipt import ReceiptRecord
 from federation.forward.updates import FollowState
 from federation.outbox import updates as following
 from federation.outbox.updates import UpdateConsumer
-from federation.wire.messages import Extra, Line, News, Outcomes, dump
+from federation.wire.envelope import inspect
+from federation.wire.messages import Extra, Line, News, Outcome, Outcomes, Poll, dump, load
 from node.etcd.client import EtcdClient, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Delete, Txn
 from node.host.clock import Clock
 from node.host.config import HistoryConfig, Keep, RouteConfig
 from node.model.codec import pack, unpack
-from node.model.errors import RpcError
 from node.model.types import Log, Process, State
 from node.processes.service import Processes
 from node.store import keys
+from node.streams.logs import puts
 from tests.federation.routing.test_router import Side, Wire, deliver, three, wire
 from tests.support.colonies import Colony, world
 from tests.support.interleaved import Meddled
@@ -296,6 +300,44 @@ async def test_memory_of_debts_is_set_right(client: EtcdClient, how: str) -> Non
     assert "has not fetched" in inbox.removable(there)
     await look()
     assert inbox.removable(there) == ""
+
+
+async def test_the_last_updates_come_with_an_end_that_another_daemon_stored(
+    client: EtcdClient,
+) -> None:
+    """No later answer brings them."""
+    ant, bee, _, __ = await followed(client)
+    there = await bee.assign(5)
+    publisher = bee.federation.inbox.outcome_queue.update_publisher
+    pid = there.notify.rpartition("/")[2]
+    await publisher.news(ant.key.id, Poll(0, [], []), ())
+    await client.commit(Txn([], puts(Log(there.processid, "bee", "w", "the last", 1))))
+    publisher.progressed(there)
+    assert await publisher.news(ant.key.id, Poll(0, [], []), ()) == ([], False)
+    news, _ = await publisher.news(ant.key.id, Poll(0, [], []), (pid,))
+    assert [line.message for line in load((news or [])[0], News).lines] == ["the last"]
+
+
+async def test_a_later_attempt_that_another_daemon_accepted_is_told_as_such(
+    client: EtcdClient,
+) -> None:
+    ant, bee, _, process = await followed(client)
+    there = await bee.assign(5)
+    publisher = bee.federation.inbox.outcome_queue.update_publisher
+    known = await publisher.place(ant.key.id, process.processid)
+    assert known is not None
+    # Another daemon has accepted the next attempt since.
+    place = bee.federation.keys.receipt_record(ant.key.id, process.processid)
+    found = await client.get(place)
+    assert found is not None
+    record = unpack(found.value, ReceiptRecord)
+    later = msgspec.structs.replace(record, attempt=2, localpid="9" * 64)
+    await client.put(place, pack(later))
+    outcome_queue = bee.federation.inbox.outcome_queue
+    sealed = await outcome_queue._outcome(ant.key.id, process.processid, "9" * 64)
+    outcome = load(inspect(sealed, limit=len(sealed)).payload, Outcome)
+    assert (outcome.attempt, outcome.pid) == (2, process.processid)
+    assert there.processid == known.localpid
 
 
 class Between:

@@ -14,7 +14,9 @@ from typing import Any, cast
 import pytest
 import trio
 
-from cli.core.client import RpcError
+from colonyd.errors import RpcError as NodeError
+from colonyd.keys import PrivateKey
+from colonyd.rpc import RpcError
 from federation.forward import machine
 from federation.outbox.outbox import Outbox
 from federation.outbox.resolve import resolve
@@ -26,9 +28,7 @@ from federation.wire.signer import Signer
 from node.etcd.client import EtcdClient, KeyValue
 from node.etcd.txn import Delete, Op, Put, Txn
 from node.host.clock import Clock
-from node.host.keys import PrivateKey
 from node.model.codec import pack
-from node.model.errors import RpcError as NodeError
 from node.model.types import Conditions, FunctionSpec, Process, State
 from node.processes.service import Processes
 from node.store.work import processes as store_processes

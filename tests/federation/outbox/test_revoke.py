@@ -15,7 +15,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.core.client import RpcError as CallError
+from colonyd.rpc import RpcError as CallError
 from federation.forward import machine
 from federation.forward.machine import Forward, ForwardState, ProcessAction
 from federation.forward.receipt import ReceiptRecord
@@ -92,7 +92,7 @@ class Sending(Closing):
         """As `Attachment.cancelling`."""
         return self.outbox.cancelling(process)
 
-    def submitted(self, process: Process) -> None:
+    def submitted(self, process: Process, revision: int = 0) -> None:
         """As `Attachment.submitted`."""
         self.outbox.touched(process)
 

@@ -142,4 +142,4 @@ def test_doctor(behind: int, ok: bool | None, words: str) -> None:
     check = check_memory({"clock": NOW, "latest": NOW + behind, "behind": behind})
     assert check.ok is ok
     assert re.search(words, check.detail), check.detail
-    assert ("colony peers clock --reset" in check.next) is (ok is not True)
+    assert ("colony peer clock --reset" in check.next) is (ok is not True)

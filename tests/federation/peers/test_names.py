@@ -13,6 +13,8 @@ import msgspec
 import pytest
 import trio
 
+from colonyd.errors import RpcError
+from colonyd.keys import PrivateKey
 from federation.peers.record import BLOCKED
 from federation.peers.registry import PENDING, TRUSTED, Peer
 from federation.routing.rules import RemoteColony, Route, _reached
@@ -21,8 +23,6 @@ from federation.wire import cbor
 from federation.wire.card import Card, is_name, open_card, sign_card
 from federation.wire.envelope import MAX_LIFETIME, Kind, Rejected, seal
 from node.handlers.work.processes import submit_spec
-from node.host.keys import PrivateKey
-from node.model.errors import RpcError
 from node.model.types import FunctionSpec
 from node.rpc.calls import Caller
 from node.rpc.requests import Empty, SubmitProcess

@@ -16,6 +16,8 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
+from colonyd.errors import RpcError
+from colonyd.keys import PrivateKey
 from federation.inbox.accept import Inbox
 from federation.peers.policy import (
     Policy,
@@ -37,10 +39,8 @@ from node.etcd.client import TxnResult, open_client
 from node.etcd.txn import Txn
 from node.host.clock import Clock
 from node.host.config import ByteSize, ConfigError, PolicyConfig, load_config
-from node.host.keys import PrivateKey
 from node.http.server import Response
 from node.model.codec import pack, unpack
-from node.model.errors import RpcError
 from node.model.ids import new_id
 from node.model.types import Conditions, FunctionSpec, State
 from node.processes.queue import Candidate
@@ -123,7 +123,7 @@ def test_the_command_that_is_told_allows_just_the_hops_that_are_wanted(
         assert (hops, further) in ((1, False), (4, True))
         return
     *words, peer, options = command.partition(" 'a b' ")
-    assert (words, peer) == (["colony peers policy"], " 'a b' ")
+    assert (words, peer) == (["colony peer policy"], " 'a b' ")
     asked = options.split()
     change: dict[str, Any] = {"forward": True} if "--forward" in asked else {}
     if "--max-hops" in asked:

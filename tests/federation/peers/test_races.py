@@ -11,6 +11,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from colonyd.errors import RpcError
+from colonyd.keys import PrivateKey
 from federation.forward.machine import Forward
 from federation.outbox.entries import OutboxEntry
 from federation.outbox.files import FileTransfer
@@ -34,9 +36,7 @@ from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Txn
 from node.host.clock import Clock
 from node.host.config import FederationConfig
-from node.host.keys import PrivateKey
 from node.model.codec import unpack
-from node.model.errors import RpcError
 from node.model.types import Conditions, FunctionSpec
 from node.processes.service import Processes
 from node.processes.spec import build_process

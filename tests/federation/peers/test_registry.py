@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
+from colonyd.errors import RpcError
+from colonyd.keys import PrivateKey
 from federation.peers.keys import Keys
 from federation.peers.registry import BLOCKED, PENDING, SEEN, TRUSTED, Peer, Peers, PeerState
 from federation.wire.address import is_near, split_address
@@ -11,9 +14,7 @@ from federation.wire.card import Card
 from federation.wire.clock import SigningClock
 from federation.wire.signer import Signer
 from node.etcd.client import EtcdClient
-from node.host.keys import PrivateKey
 from node.model.codec import pack, unpack
-from node.model.errors import RpcError
 
 KEY = PrivateKey.generate()
 ME = KEY.id
@@ -169,3 +170,19 @@ def test_near_is_this_machine_and_private_networks() -> None:
     assert is_near("fe80::1%eth0")
     assert not is_near("8.8.8.8")
     assert not is_near("lab.example")
+
+
+async def test_a_card_that_was_signed_before_does_not_replace_a_later_one() -> None:
+    """A mailbox may give out what its client signed days ago, which ends before the present one."""
+    key = PrivateKey.generate()
+    peers, now = registry(), card(key)
+    old = msgspec.structs.replace(now, expires=now.expires - 86_400)
+    await peers.learn(now, b"now", near=False)
+    entry = peers.known[key.id]
+    await peers.learn(old, b"old", near=False)
+    assert entry.latest == b"now"
+    again = msgspec.structs.replace(now, expires=now.expires + 86_400)
+    await peers.learn(again, b"again", near=False)
+    assert entry.latest == b"again"
+    await peers.learn(msgspec.structs.replace(old, sequence=2), b"next", near=False)
+    assert entry.latest == b"next", "of a higher number, whenever it ends"

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import trio
 
-from cli.core.client import RpcError
-from node.host.keys import PrivateKey
+from colonyd.keys import PrivateKey
+from colonyd.rpc import RpcError
 from tests.federation.service.test_two_colonies import Side
 from tests.support.daemons import REPOSITORY, Daemon, until
 

@@ -10,6 +10,8 @@ import msgspec
 import pytest
 import trio
 
+from colonyd.errors import RpcError
+from colonyd.keys import PrivateKey
 from federation.forward import machine
 from federation.forward.machine import Forward
 from federation.peers.policy import Policy
@@ -25,10 +27,8 @@ from node.etcd.client import EtcdClient
 from node.etcd.txn import Put, Txn
 from node.host.clock import Clock
 from node.host.config import Config, RouteConfig
-from node.host.keys import PrivateKey
 from node.http.server import Request
 from node.model.codec import pack, unpack
-from node.model.errors import RpcError
 from node.model.ids import new_id
 from node.model.types import (
     SECOND,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import trio
 
-from cli.core.client import encode
+from colonyd.rpc import encode
 from tests.federation.service.test_two_colonies import Side, pair
 from tests.support.daemons import Daemon, seeded_dice
 

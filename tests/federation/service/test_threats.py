@@ -19,7 +19,8 @@ import msgspec
 import pytest
 import trio
 
-from cli.core.client import RpcError, decode
+from colonyd.keys import PrivateKey, sign_payload, verify_es256k
+from colonyd.rpc import RpcError, decode
 from federation.forward.machine import Forward
 from federation.forward.path import local_id
 from federation.network.candidates import AddressCandidate, CandidateQueue
@@ -37,7 +38,6 @@ from federation.wire.refusals import Proof
 from federation.wire.signer import Signer
 from federation.wire.succession import declare
 from node.etcd.client import open_client
-from node.host.keys import PrivateKey, sign_payload, verify_es256k
 from node.http.server import Request
 from node.model.codec import unpack
 from node.model.types import State
@@ -496,6 +496,11 @@ async def test_federation_is_for_the_owner_only(make_daemon: Callable[..., Daemo
         "revokeinvitationmsg": {"invitation": "0" * 16},
         "joinpeermsg": {"token": "A"},
         "blockpeermsg": peer,
+        "forgetpeermsg": peer,
+        "namepeermsg": peer | {"name": "lab"},
+        "getpetnamesmsg": {},
+        "getcardmsg": {},
+        "opencardmsg": {"link": "colony:A"},
         "pingpeermsg": peer,
     }
     async with daemon.client() as client:

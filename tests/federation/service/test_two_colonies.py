@@ -10,8 +10,8 @@ import httpx
 import pytest
 import trio
 
-from cli.core.client import Client, RpcError, Unreachable, decode
-from node.host.keys import PrivateKey
+from colonyd.keys import PrivateKey
+from colonyd.rpc import RpcClient, RpcError, Unreachable, decode
 from tests.support.daemons import Daemon, until
 
 Make = Callable[..., Daemon]
@@ -20,7 +20,7 @@ Make = Callable[..., Daemon]
 class Side:
     """One colony of a pair: its daemon, a client that survives restarts, its keys."""
 
-    def __init__(self, daemon: Daemon, client: Client) -> None:
+    def __init__(self, daemon: Daemon, client: RpcClient) -> None:
         self.daemon = daemon
         self.client = client
         self.worker = PrivateKey.generate()

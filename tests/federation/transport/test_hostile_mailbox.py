@@ -16,10 +16,11 @@ import msgspec
 import pytest
 import trio
 
+from colonyd.keys import PrivateKey
 from federation.forward import machine
 from federation.forward.machine import Forward
 from federation.peers.policy import Policy
-from federation.peers.registry import TRUSTED, Peer, PeerState
+from federation.peers.registry import PENDING, TRUSTED, Peer, PeerState
 from federation.transport.connection import PeerConnection, PeerResponse
 from federation.transport.errors import Lost
 from federation.transport.mailbox import pass_on
@@ -29,7 +30,6 @@ from federation.wire.messages import Cancel, Pass, Passed, SignedRefusal, Submit
 from federation.wire.refusals import BROUGHT
 from federation.wire.signer import Signer
 from node.etcd.client import EtcdClient
-from node.host.keys import PrivateKey
 from node.http.server import Request
 from node.model.codec import pack
 from node.model.types import Process, State
@@ -162,11 +162,17 @@ LIES: dict[str, tuple[bool, PeerResponse]] = {
 
 
 @pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("state", [TRUSTED, PENDING])
 async def test_what_was_delivered_and_denied_runs_nowhere_else(
-    client: EtcdClient, signed: bool
+    client: EtcdClient, signed: bool, state: str
 ) -> None:
-    """The message is delivered and bee runs it; the mailbox says otherwise, whatever it can."""
+    """The message is delivered and bee runs it; the mailbox says otherwise, whatever it can.
+
+    The mailbox may be one that ant does not trust, and knows by bee's card only.
+    """
     scene = await play(client)
+    mailbox = scene.mailbox.entry
+    mailbox.peer = msgspec.structs.replace(mailbox.peer, state=state)
     for number, (lie, (behind, told)) in enumerate(LIES.items(), 1):
         scene.mailbox.say = functools.partial(deny, scene, behind, told, signed)
         process = await scene.ant.submit()

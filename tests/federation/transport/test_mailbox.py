@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 import trio
 
+from colonyd.keys import PrivateKey
 from federation.peers.registry import TRUSTED, Peer
 from federation.transport.connection import PeerResponse
 from federation.transport.errors import Lost, Unsent
 from federation.transport.mailbox import Mailbox
+from federation.wire.card import open_card
 from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
 from federation.wire.messages import Collect, Parcel, Parcels, Pass, Reply, load
 from federation.wire.signer import Signer
 from node.host.config import ConfigError, load_config
-from node.host.keys import PrivateKey
 from node.http.server import Request
 from node.model.types import State
 from tests.federation.peers.test_registry import registry
@@ -170,6 +172,26 @@ async def test_a_third_colony_gets_there_by_way_of_the_mailbox(tmp_path: Path) -
         refused = await bee.fed.server.handle(Request("POST", "/v1/pass", "", {}, body, "x"))
         assert refused.status == 429
         assert bee.fed.server.counters["mailbox_absent"] == 1
+
+
+async def test_the_card_names_a_mailbox_by_its_new_key(tmp_path: Path) -> None:
+    """A stranger who looks the mailbox up finds the present id, and knows of no former one."""
+    async with world(tmp_path) as colonies:
+        bee = await colonies.add("bee")
+        ant = await colonies.add("ant", mailbox=bee)
+        for one, other in ((ant, bee), (bee, ant)):
+            await one.trust(other)
+        await until(50, lambda: _polls(ant, bee))
+        first = bee.key.id
+        await bee.rotate()
+
+        async def told() -> bool:
+            return ant.fed.peers.present(first) == bee.key.id
+
+        await until(50, told)
+        await ant.fed._keep_clock()
+        card = open_card(ant.fed.own_card.card(), time.time())
+        assert card.mailboxes == [bee.key.id] != [first]
 
 
 async def _polls(ant: Colony, bee: Colony) -> bool:

@@ -163,9 +163,9 @@ async def test_not_a_tls_server(
 
 
 async def test_nobody_there() -> None:
-    """A closed port is an error of ours, with the address in it."""
+    """A closed port is an error of ours, with the address and the system's reason in it."""
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port: int = listeners[0].socket.getsockname()[1]
     await listeners[0].aclose()
-    with pytest.raises(TlsError, match=f"127.0.0.1:{port}"):
+    with pytest.raises(TlsError, match=f"^127.0.0.1:{port}: connection refused$"):
         await fetch_certificate("127.0.0.1", port)

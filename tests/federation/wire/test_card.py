@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from colonyd.keys import PrivateKey
 from federation.wire import cbor
 from federation.wire.card import CARD_LIMIT, Card, newer, open_card, sign_card
 from federation.wire.envelope import MAX_LIFETIME, Kind, Rejected, seal
-from node.host.keys import PrivateKey
 
 KEY = PrivateKey.from_hex("ddf7f7791208083b6a9ed975a72684f6406a269cfa36f1b1c32045c0a71fff05")
 OTHER = PrivateKey.from_hex("ba949fa134981372d6da62b6a56f336ab4d843b22c02a4257dcf7d0d73097514")

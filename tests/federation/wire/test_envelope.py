@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from colonyd.keys import PrivateKey
 from federation.wire import cbor
 from federation.wire.envelope import (
     MAX_AHEAD,
@@ -24,7 +25,6 @@ from federation.wire.envelope import (
     open_envelope,
     seal,
 )
-from node.host.keys import PrivateKey
 
 KEY = PrivateKey.from_hex("ddf7f7791208083b6a9ed975a72684f6406a269cfa36f1b1c32045c0a71fff05")
 OTHER = PrivateKey.from_hex("ba949fa134981372d6da62b6a56f336ab4d843b22c02a4257dcf7d0d73097514")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from colonyd.keys import PrivateKey
 from federation.forward import machine
 from federation.forward.machine import Forward
 from federation.forward.path import local_id
@@ -13,7 +14,6 @@ from federation.wire import cbor
 from federation.wire.envelope import Kind, inspect, seal
 from federation.wire.signer import cti_of
 from node.etcd.client import EtcdClient
-from node.host.keys import PrivateKey
 from node.model.types import Process, State
 from tests.federation.routing.test_router import BOTH, Side, Wire, deliver, three
 from tests.support.parts import Led

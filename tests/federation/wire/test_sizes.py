@@ -17,6 +17,7 @@ import trio.lowlevel
 from hypothesis import given
 from hypothesis import strategies as st
 
+from colonyd.keys import PrivateKey
 from federation.forward import updates as progress
 from federation.forward.updates import FollowState
 from federation.limits.decoding import load_large
@@ -45,7 +46,6 @@ from federation.wire.messages import (
 )
 from federation.wire.signer import Signer
 from federation.wire.sizes import ANSWERS, QUICK, SIZES
-from node.host.keys import PrivateKey
 from node.model.json import MAX_DEPTH, depth_of
 from node.model.types import Executor, ExecutorState, Function, State
 from tests.federation.membership.test_rotation import friends

@@ -7,6 +7,7 @@ repeat what the code does.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import json
@@ -19,6 +20,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
+from colonyd.keys import PrivateKey, id_of
+from federation.dht.lookups import target as dht_key
 from federation.forward import attachments as manifest
 from federation.forward import chain as chains
 from federation.forward import path as relays
@@ -38,7 +41,6 @@ from federation.wire.envelope import (
 from federation.wire.messages import dump, load
 from federation.wire.signer import cti_of
 from federation.wire.succession import declare, prove
-from node.host.keys import PrivateKey, id_of
 from tests.support import vectors
 
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
@@ -275,6 +277,30 @@ def test_a_card(case: dict[str, Any]) -> None:
         assert sign_card(private(card.id), card) == data
 
 
+@pytest.mark.parametrize("case", CARDS["accepted"], ids=lambda case: str(case["name"]))
+def test_the_link_of_a_card(case: dict[str, Any]) -> None:
+    """The page's table, read by hand."""
+    body, data = native(case["message"]), bytes.fromhex(case["envelope"])
+    scheme, letters = case["link"].split(":")
+    packed = base64.b32decode(letters + "=" * (-len(letters) % 8))
+    assert scheme.lower() == "colony"
+    assert packed[-4:] == hashlib.sha256(b"colonyd/1/card" + packed[:-4]).digest()[:4]
+    form, rest = packed[0], packed[1:-4]
+    if "later" in body:
+        assert (form, rest) == (2, data)
+        return
+    key = body["key"]
+    assert form == 1
+    assert rest[:33] == bytes((2 + key[-1] % 2,)) + key[1:33]
+    assert rest[33:97] == data[-64:]
+    assert rest[97:129] == body["fp"]
+    assert rest[129:137].hex() == case["cti"]
+    assert int.from_bytes(rest[137:142], "big") == case["issued"]
+    assert int.from_bytes(rest[142:147], "big") == case["expires"]
+    assert rest[147:].startswith(bytes((len(body["name"]),)) + body["name"].encode())
+    assert rest.endswith(b"".join(map(bytes.fromhex, body.get("mb", []))))
+
+
 @pytest.mark.parametrize("case", CARDS["refused"], ids=lambda case: str(case["why"]))
 def test_what_is_no_card(case: dict[str, Any]) -> None:
     with pytest.raises(Rejected) as caught:
@@ -296,6 +322,10 @@ def test_ids_and_names_of_messages() -> None:
     for each in DERIVED["output_digest"]:
         out = bytes.fromhex(each["out"])
         assert progress.digest_of(out).hex() == each["digest"]
+    for each in DERIVED["dht"]:
+        said = b"colonyd dht 1\n" + bytes.fromhex(each["id"])
+        assert hashlib.sha1(said).hexdigest() == each["key"]
+        assert dht_key(each["id"]).hex() == each["key"]
     files = DERIVED["files"]
     file, snapshot = files["file"], files["snapshot"]
     said = "\n".join((files["pid"], file["mount"], file["label"], file["name"])).encode()

@@ -23,6 +23,7 @@ import trio
 from click.testing import CliRunner, Result
 
 from cli.main import main
+from colonyd.keys import PrivateKey
 from node.archive import backup as backups
 from node.archive import bundle as archive
 from node.archive.bundle import BackupError
@@ -32,7 +33,6 @@ from node.etcd.errors import Compacted
 from node.etcd.txn import Put, Txn
 from node.etcdserver.maintenance import maintain
 from node.host.home import Home, HomeError, init_home, tighten
-from node.host.keys import PrivateKey
 from node.store import keys
 from tests.node.etcd.support import start_store
 from tests.support.daemons import Daemon, until

@@ -18,15 +18,15 @@ import pytest
 import trio
 from click.testing import CliRunner, Result
 
-from cli.core.client import RpcError
 from cli.main import main
+from colonyd.keys import PrivateKey
+from colonyd.rpc import RpcError
 from node.archive.chain import Chain, ChainHead, files, records, verify
 from node.archive.retention import Retention
 from node.etcd.client import EtcdClient, TxnResult, open_client
 from node.etcd.txn import Txn
 from node.host.clock import Clock
 from node.host.config import AUTO, ConfigError, HistoryConfig, Keep, load_config
-from node.host.keys import PrivateKey
 from node.model.ids import new_id
 from node.model.types import (
     Colony,

@@ -24,11 +24,11 @@ import msgspec
 import pytest
 import trio
 
-from cli.core.client import Client, RpcError
+from colonyd.keys import PrivateKey, sign_payload
+from colonyd.rpc import RpcClient, RpcError
 from node.archive.chain import records, verify
 from node.etcd.client import open_client
 from node.etcd.txn import Op, Put, Txn
-from node.host.keys import PrivateKey, sign_payload
 from node.model.codec import pack
 from node.model.types import Closed, FunctionSpec, State
 from node.processes.spec import build_process
@@ -96,7 +96,7 @@ def use_of(daemon: Daemon) -> float:
 class Plain:
     """Calls as upstream's SDKs make them."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: RpcClient) -> None:
         self.client = client
         self.refused: Counter[str] = Counter()
 
@@ -151,7 +151,7 @@ def closed_ones(user: PrivateKey, worker: PrivateKey, dice: random.Random) -> tu
     ]
 
 
-async def _live(daemon: Daemon, client: Client, group: Path | None) -> None:
+async def _live(daemon: Daemon, client: RpcClient, group: Path | None) -> None:
     user, worker = daemon.key("user"), await hire(client, daemon.key("colony"))
     plain, dice = Plain(client), random.Random(5)
     assert daemon.process is not None

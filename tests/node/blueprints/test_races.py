@@ -12,17 +12,17 @@ from typing import Any, cast
 
 import pytest
 
+from colonyd.errors import RpcError
 from node.blueprints.rules import BlueprintRequest, Initiator
 from node.blueprints.service import Blueprints
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.pages import whole
 from node.host.clock import Clock
-from node.model.errors import RpcError
 from node.model.ids import new_id
 from node.model.types import Colony
 from node.runtime.node import Node
-from node.store import keys
+from node.store import crons, keys
 from node.store.blueprints import CLASSES, Blueprint, Definition, Handler, Metadata, Names
 from tests.support.daemons import Daemon
 from tests.support.interleaved import Meddled
@@ -63,7 +63,11 @@ class Pair:
         return await self.one.get(self.colony, name)
 
     async def crons(self) -> list[str]:
-        return [cron.name for cron in await self.nodes[0].crons.listing(self.colony, 99)]
+        # No watch feeds the index here.
+        items, _ = await self.client.range_all(crons.prefix(self.colony))
+        index = self.nodes[0].crons.index
+        index.replace([(kv.key, kv.value, kv.mod_revision) for kv in items])
+        return [cron.name for cron in self.nodes[0].crons.listing(self.colony, 99)]
 
     async def processes(self) -> int:
         return await self.client.count(keys.processes(self.colony))

@@ -14,9 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pycolonies import Workflow
 
-from cli.core.client import Client, RpcError, decode, encode
+from colonyd.keys import PrivateKey
+from colonyd.rpc import RpcClient, RpcError, decode, encode
 from node.blueprints.rules import BlueprintRequest, colony_initiator, revise, same
-from node.host.keys import PrivateKey
 from node.model.codec import pack
 from node.model.types import Colony
 from node.store import keys
@@ -462,7 +462,7 @@ def test_what_makes_no_sense_is_refused(setting: Setting) -> None:
 class Caller:
     """A user of a colony, calling through our own client."""
 
-    def __init__(self, client: Client, key: PrivateKey, colony: str) -> None:
+    def __init__(self, client: RpcClient, key: PrivateKey, colony: str) -> None:
         self.client = client
         self.key = key
         self.colony = colony
@@ -494,7 +494,7 @@ def definition(colony: str, kind: str, executortype: str, **handler: Any) -> dic
     }
 
 
-async def found_colony(daemon: Daemon, client: Client, name: str) -> tuple[Caller, Caller]:
+async def found_colony(daemon: Daemon, client: RpcClient, name: str) -> tuple[Caller, Caller]:
     """Host another colony; its owner and a user of it."""
     owner, user = PrivateKey.generate(), PrivateKey.generate()
     colony = {"colonyid": owner.id, "name": name}

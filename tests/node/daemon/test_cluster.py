@@ -23,12 +23,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from cli.core.client import Client, RpcError, Unreachable, encode
+from colonyd.keys import PrivateKey
+from colonyd.rpc import RpcClient, RpcError, Unreachable, encode
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.errors import EtcdDenied, EtcdError, EtcdUnavailable
 from node.etcd.generated import pb
 from node.etcd.transport.dial import Access, tls_context
-from node.host.keys import PrivateKey
 from node.model.types import SECOND
 from node.store import crons
 from tests.node.timers.test_clients import seconds_of
@@ -305,7 +305,7 @@ async def test_two_daemons_serve_one_colony(tmp_path: Path, make_daemon: Make) -
         shutil.copy(ant.home / "colony", bee.home / "colony")
         await trio.to_thread.run_sync(bee.start)
         owner, user, worker = ant.key("colony"), ant.key("user"), PrivateKey.generate()
-        async with Client(f"http://127.0.0.1:{ant.port}") as caller:
+        async with RpcClient(f"http://127.0.0.1:{ant.port}") as caller:
             member = {"executorname": "w", "executorid": worker.id, "executortype": "cli"}
             member["colonyname"] = "dev"
             await caller.call("addexecutormsg", {"executor": member}, owner)

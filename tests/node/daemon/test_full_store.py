@@ -19,9 +19,9 @@ import trio
 from click.testing import CliRunner
 from pycolonies import Colonies, func_spec
 
-from cli.core.client import RpcError
 from cli.main import main
 from cli.ops.rpc import all_calls
+from colonyd.rpc import RpcError
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.errors import EtcdError, EtcdNoSpace, EtcdUnavailable
 from node.etcd.pressure import Need
@@ -41,14 +41,14 @@ BULK = "x" * 150_000
 EXEMPT = """
     approveexecutormsg assignprocessmsg blockpeermsg cancelprocessgraphmsg cancelprocessmsg
     changecolonyidmsg changeexecutoridmsg changeserveridmsg changeuseridmsg channelreadmsg
-    closefailedmsg closesuccessfulmsg explainroutemsg fileticketmsg pauseassignmentsmsg pingpeermsg
-    rejectexecutormsg removeallprocessesmsg removeallprocessgraphsmsg removeallsnapshotmsg
-    removeblueprintdefinitionmsg removeblueprintmsg removecolonymsg removecronmsg
-    removeexecutormsg removefilemsg removefunctionmsg removegeneratormsg removelocationmsg
-    removeprocessgraphmsg removeprocessmsg removesnapshotmsg removeusermsg reportallocationmsg
-    resetclockmsg resolvegeneratormsg resolveprocessmsg resumeassignmentsmsg revokeinvitationmsg
-    rotatekeymsg searchlogsmsg setoutputmsg setpeerpolicymsg trustpeermsg updateblueprintstatusmsg
-    updateexecutormsg versionmsg
+    closefailedmsg closesuccessfulmsg explainroutemsg fileticketmsg forgetpeermsg namepeermsg
+    opencardmsg pauseassignmentsmsg pingpeermsg rejectexecutormsg removeallprocessesmsg
+    removeallprocessgraphsmsg removeallsnapshotmsg removeblueprintdefinitionmsg removeblueprintmsg
+    removecolonymsg removecronmsg removeexecutormsg removefilemsg removefunctionmsg
+    removegeneratormsg removelocationmsg removeprocessgraphmsg removeprocessmsg removesnapshotmsg
+    removeusermsg reportallocationmsg resetclockmsg resolvegeneratormsg resolveprocessmsg
+    resumeassignmentsmsg revokeinvitationmsg rotatekeymsg searchlogsmsg setoutputmsg
+    setpeerpolicymsg trustpeermsg updateblueprintstatusmsg updateexecutormsg versionmsg
 """.split()  # noqa: SIM905
 
 
@@ -159,7 +159,7 @@ async def test_a_full_store_still_ends_blocks_and_frees(make_daemon: Make) -> No
         refusal = await fill(a)
         assert refusal.status == 507
         assert "etcd.quota" in refusal.message
-        assert "rm-all" in refusal.message
+        assert "rm --all" in refusal.message
         lab.await_event('event="store is nearly full"', after=mark)
 
         # What adds is refused, by all kinds of callers, and SDKs of upstream show why.

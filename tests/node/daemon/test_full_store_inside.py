@@ -11,7 +11,9 @@ import msgspec
 import pytest
 import trio
 
-from cli.core.client import encode
+from colonyd.errors import Denied
+from colonyd.keys import PrivateKey
+from colonyd.rpc import encode
 from federation.forward import machine
 from federation.peers.policy import SubmissionLimiter
 from federation.wire.envelope import Kind
@@ -21,10 +23,8 @@ from node.etcd.client import EtcdClient
 from node.etcd.errors import StoreFull
 from node.etcd.pressure import Need, Pressure
 from node.etcdserver.supervisor import own_limit
-from node.host.keys import PrivateKey
 from node.http.message import Response
 from node.model.codec import pack
-from node.model.errors import Denied
 from node.model.types import Colony, User
 from node.rpc.calls import Call, Caller, Who
 from node.rpc.dispatch import Table

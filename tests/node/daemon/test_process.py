@@ -17,9 +17,9 @@ import httpx
 import pytest
 import trio
 
-from cli.core.client import Client, RpcError, encode
+from colonyd.keys import PrivateKey, sign_payload
+from colonyd.rpc import RpcClient, RpcError, encode
 from node.etcd.client import open_client
-from node.host.keys import PrivateKey, sign_payload
 from node.store.replay import FLOOR, SPAN, number, span
 from tests.support.daemons import REPOSITORY, Daemon, until
 
@@ -158,7 +158,7 @@ async def test_without_peers_the_owner_may_end_what_a_clock_that_was_ahead_left(
     spec = encode("submitfuncspecmsg", {"spec": SPEC}, lone_daemon.key("user"))
     status, failure = post(lone_daemon, spec)
     assert status == 403
-    assert "colony peers clock --reset" in failure["message"]
+    assert "colony peer clock --reset" in failure["message"]
     told = post(lone_daemon, encode("getclockmsg", {}, owner))[1]
     assert 86_000 < told["behind"] <= 86_500
     assert post(lone_daemon, encode("resetclockmsg", {}, owner))[1]["behind"] <= 60
@@ -197,7 +197,7 @@ def test_the_store_has_no_open_port(lone_daemon: Daemon) -> None:
     assert listening(lone_daemon.etcd_pid) == set()
 
 
-async def _submit(client: Client, key: PrivateKey) -> dict[str, Any]:
+async def _submit(client: RpcClient, key: PrivateKey) -> dict[str, Any]:
     process: dict[str, Any] = await client.call("submitfuncspecmsg", {"spec": SPEC}, key)
     return process
 
@@ -226,7 +226,7 @@ async def test_sigterm_answers_long_polls_and_exits_0(make_daemon: Make) -> None
     assert any("event=stopped" in line for line in daemon.events)
 
 
-async def _join(client: Client, owner: PrivateKey, executor: PrivateKey) -> None:
+async def _join(client: RpcClient, owner: PrivateKey, executor: PrivateKey) -> None:
     new = {
         "executorid": executor.id,
         "executorname": "ada",

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from node.etcd import pages
-from node.etcd.client import EtcdClient, Range
+from node.etcd.client import EtcdClient
 from node.etcd.txn import Op, Put, Txn
 from node.handlers.work import listings as listings
 from node.host.clock import Clock
@@ -22,6 +22,7 @@ from node.rpc.requests import GetProcesses
 from node.store import keys
 from node.store.directory import Directory
 from node.store.work import processes as store
+from tests.support.asked import counting
 from tests.support.daemons import seeded_dice
 from tests.support.processes import make
 
@@ -104,29 +105,23 @@ async def test_pages_grow_by_what_is_in_them_and_end_where_they_should(client: E
 async def test_the_keys_that_etcd_counts_grow_with_what_is_read(
     client: EtcdClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, counted = client.range, 0
-
-    async def counting(*args: Any, **more: Any) -> Range:
-        nonlocal counted
-        page = await read(*args, **more)
-        counted += page.count
-        return page
-
-    monkeypatch.setattr(client, "range", counting)
+    asked = counting(client, monkeypatch)
     monkeypatch.setattr(pages, "_KEYS", 50)
     for size in (1_000, 4_000):
         prefix = f"/{size}/"
         names = [f"{prefix}{number * 10**9:020d}" for number in range(size)]
         await put(client, names)
-        counted = 0
+        asked.forget()
         items, _ = await client.range_all(prefix, page=50)
         assert names_of(items) == names
-        assert counted <= 10 * size, "all of one range: half the number of pages, for each key"
+        assert asked.counted <= 10 * size, (
+            "all of one range: half the number of pages, for each key"
+        )
         for keys_only in (False, True):
-            counted = 0
+            asked.forget()
             found = pages.below(client, prefix, keys_only=keys_only)
             assert names_of(await pages.whole(found)) == names
-            assert counted <= 10 * size
+            assert asked.counted <= 10 * size
 
 
 def ended(label: str, now: int) -> tuple[Process, list[Op]]:

@@ -19,10 +19,10 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.core.client import RpcError, decode
+from colonyd.errors import RpcError as Refusal
+from colonyd.rpc import RpcError, decode
 from node.files.blobs import IDLE, BlobStore
 from node.files.tickets import Scope, Tickets
-from node.model.errors import RpcError as Refusal
 from node.model.types import SECOND
 from tests.support.daemons import Daemon
 from tests.support.files import Files, another_colony, files_of

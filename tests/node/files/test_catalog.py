@@ -16,19 +16,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycolonies import Colonies
 
-from cli.core.client import RpcError, decode, encode
-from node.etcd.client import EtcdClient, Range, open_client
+from colonyd.errors import RpcError as Refusal
+from colonyd.rpc import RpcError, decode, encode
+from node.etcd.client import EtcdClient, open_client
 from node.etcd.txn import Put, Txn
 from node.files.catalog import MAX_SNAPSHOT, Files
 from node.files.labels import check_name, normalise_label
 from node.host.config import QuotasConfig
 from node.model.codec import pack
-from node.model.errors import RpcError as Refusal
 from node.model.ids import new_id
 from node.processes.quotas import Quotas
 from node.store import files as store
 from node.store import keys
 from node.store.files import File, Newest, Reference, Snapshot
+from tests.support.asked import counting
 from tests.support.daemons import Daemon
 from tests.support.files import another_colony, files_of
 
@@ -186,21 +187,7 @@ async def test_many_versions_cost_no_more_than_few(
     client: EtcdClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = Files(client, time.time_ns, quotas=Quotas(limits=QuotasConfig(colony_files=150)))
-    read, count, counted, given = client.range, client.count, 0, 0
-
-    async def reading(*args: Any, **more: Any) -> Range:
-        nonlocal counted, given
-        page = await read(*args, **more)
-        counted, given = counted + page.count, given + sum(1 for kv in page.items if kv.value)
-        return page
-
-    async def counting(prefix: str) -> int:
-        nonlocal counted
-        counted += (there := await count(prefix))
-        return there
-
-    monkeypatch.setattr(client, "range", reading)
-    monkeypatch.setattr(client, "count", counting)
+    asked = counting(client, monkeypatch)
     await client.put(keys.colony("c"), b"")
 
     async def add(name: str, number: int) -> File:
@@ -210,26 +197,26 @@ async def test_many_versions_cost_no_more_than_few(
     for size, name in ((30, "few"), (120, "many")):
         for number in range(size):
             newest = await add(name, number)
-        counted = 0
+        asked.forget()
         assert await files.newest("c", "/x", name) == [newest]
-        assert counted <= 1
+        assert asked.counted <= 1
         some = await files.newest("c", "/x", name, 5)
         assert [file.checksum for file in some] == [f"{name}{size - n}" for n in range(1, 6)]
-        assert counted <= 40
-        counted = 0
+        assert asked.counted <= 40
+        asked.forget()
         await files.remove("c", newest.fileid)
         assert (await files.newest("c", "/x", name))[0].checksum == f"{name}{size - 2}"
-        assert counted <= 40
-    given = 0
+        assert asked.counted <= 40
+    asked.forget()
     await files.remove_all("c", "/x", "many")
-    assert given <= 31, "each version was read for each transaction: 325"
+    assert asked.given <= 31, "each version was read for each transaction: 325"
     assert await files.newest("c", "/x", "many") == []
     assert len(await files.newest("c", "/x", "few", 100)) == 29
     # As many were added already as there may be, so that the versions are counted: now and then.
-    counted = 0
+    asked.forget()
     for number in range(150 - 29):
         await add("more", number)
-    assert counted <= 1_500, "for each version: 10,800"
+    assert asked.counted <= 1_500, "for each version: 10,800"
     with pytest.raises(Refusal, match="has 150 versions of files"):
         await add("more", 0)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from node.host.keys import PrivateKey
+from colonyd.keys import PrivateKey
 from node.host.log import configure_logging, get_logger, under_journal
 
 

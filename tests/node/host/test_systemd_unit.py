@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.daemon.service import system_unit
 from tests.support.daemons import REPOSITORY, Daemon
 
 UNITS = REPOSITORY / "systemd"
@@ -216,7 +217,7 @@ def _install(scratch: Path) -> None:
     home = scratch / "opt/colonyd"
     packages = home / "lib" / version / "site-packages"
     packages.mkdir(parents=True)
-    for name in ("node", "federation", "cli"):
+    for name in ("colonyd", "node", "federation", "cli"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(REPOSITORY / name, packages / name, ignore=ignored)
     (packages / "libraries.pth").write_text("/opt/libraries\n")
@@ -230,7 +231,8 @@ def _install(scratch: Path) -> None:
         script.chmod(0o755)
     units = scratch / "units"
     for source in UNITS.iterdir():
-        shutil.copy(source, units)
+        text = system_unit(source.read_text(), Path("/opt/colonyd/bin"))
+        (units / source.name).write_text(text)
     for name in TARGETS:
         (units / f"{name}.target").write_text(f"[Unit]\nDescription={name}\n")
     (units / "colonyd-test.target").write_text("[Unit]\nRequires=basic.target\n")

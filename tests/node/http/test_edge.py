@@ -21,8 +21,8 @@ import pytest
 import trio
 from wsproto.events import CloseConnection
 
-from cli.core.client import RpcError
-from node.host.keys import PrivateKey, sign_payload
+from colonyd.keys import PrivateKey, sign_payload
+from colonyd.rpc import RpcError
 from node.http.server import Limits, Request, Response
 from node.http.slots import source_of
 from tests.node.http.test_pubsub import Raw

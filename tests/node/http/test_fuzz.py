@@ -19,9 +19,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from cli.core.client import decode, encode
 from cli.ops.rpc import all_calls
-from node.host.keys import PrivateKey
+from colonyd.keys import PrivateKey
+from colonyd.rpc import decode, encode
 from tests.support.daemons import Daemon
 from tests.support.fuzz_inputs import Known, bodies, poisonous
 from tests.support.upstream import problem, reply_of

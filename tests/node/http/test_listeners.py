@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from cli.core.client import Client, Unreachable
 from cli.core.session import Session
+from colonyd.places import LISTENING as FILE
+from colonyd.places import Listening, read_listening, url_of
+from colonyd.rpc import RpcClient, Unreachable
 from node.host.home import init_home
-from node.host.listening import FILE, Listening, read_listening, url_of
 from node.host.ports import holder_of
 from node.http.listeners import ListenError, addresses_of, bound_port, open_listeners
 from tests.support.daemons import REPOSITORY, Daemon, free_port
@@ -224,7 +225,7 @@ async def test_rpc_listens_on_both_families_by_default(make_daemon: Make) -> Non
     daemon = make_daemon("dev", **ALONE, COLONYD_RPC__HOST="*")
     await trio.to_thread.run_sync(daemon.start)
     for host in ("127.0.0.1", "[::1]"):
-        async with Client(f"http://{host}:{daemon.port}") as client:
+        async with RpcClient(f"http://{host}:{daemon.port}") as client:
             assert (await client.call("versionmsg", {}, None))["buildversion"]
 
 

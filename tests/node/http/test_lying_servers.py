@@ -5,6 +5,7 @@ What a signed message may cost is in `federation.wire.test_sizes`.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -16,10 +17,14 @@ import httpx
 import pytest
 import trio
 
-from cli.core.client import LONGEST_REPLY, Client, RpcError, Unreachable
 from cli.core.errors import Failure
 from cli.files.s3 import S3Settings, S3Store
-from cli.files.transfer import DaemonStore, FileDigest, fetch
+from colonyd import http as http_client
+from colonyd.client.files import DaemonStore, FileDigest, Ticket, fetch
+from colonyd.errors import ColonyError
+from colonyd.http import ask, read_body
+from colonyd.keys import PrivateKey
+from colonyd.rpc import LONGEST_REPLY, RpcClient, RpcError, Unreachable
 from federation.peers.registry import Peer, PeerState
 from federation.transport.connection import PeerConnection, fetch_card
 from federation.transport.errors import Lost
@@ -27,9 +32,6 @@ from federation.transport.tls import fetch_certificate
 from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
 from federation.wire.signer import Signer
-from node.host.keys import PrivateKey
-from node.http import client as http_client
-from node.http.client import ask, read_body
 from tests.support.daemons import REPOSITORY, Daemon, until
 from tests.support.lying_servers import (
     BOMB_SIZE,
@@ -43,7 +45,7 @@ from tests.support.lying_servers import (
 )
 from tests.support.mdns_flood import announcement
 from tests.support.parts import Led
-from tests.support.rpc_server import ColonyServer
+from tests.support.rpc_server import ColonyServer, seal
 
 Make = Callable[..., Daemon]
 _ROOM = 40 * 2**20  # bytes that a daemon may grow by in a test anyway
@@ -116,17 +118,17 @@ async def test_a_bomb_of_a_trusted_peer_costs_nothing(
 
 
 async def _rpc(port: int, directory: Path) -> None:
-    async with Client(f"http://127.0.0.1:{port}") as client:
+    async with RpcClient(f"http://127.0.0.1:{port}") as client:
         await client.call("getcolonymsg", {}, PrivateKey.generate())
 
 
 async def _health(port: int, directory: Path) -> None:
-    async with Client(f"http://127.0.0.1:{port}") as client:
+    async with RpcClient(f"http://127.0.0.1:{port}") as client:
         await client.health()
 
 
 async def _download(port: int, directory: Path) -> None:
-    async with Client(f"http://127.0.0.1:{port}") as client:
+    async with RpcClient(f"http://127.0.0.1:{port}") as client:
         async with DaemonStore(client, "dev", PrivateKey.generate()) as store:
             store._ticket = _ticket  # type: ignore[method-assign]
             async for _ in store.get(FILE, 0):
@@ -136,15 +138,15 @@ async def _download(port: int, directory: Path) -> None:
 async def _upload(port: int, directory: Path) -> None:
     path = directory / "file"
     path.write_bytes(b"x" * 100)
-    async with Client(f"http://127.0.0.1:{port}") as client:
+    async with RpcClient(f"http://127.0.0.1:{port}") as client:
         async with DaemonStore(client, "dev", PrivateKey.generate()) as store:
             with path.open("rb") as file:
                 ticket = await _ticket("PUT", FileDigest("a" * 64, 100))
                 await store._put_part(ticket, trio.wrap_file(file), 0, FileDigest("a" * 64, 100))
 
 
-async def _ticket(method: str, content: FileDigest) -> dict[str, object]:
-    return {"url": "/files/x", "offset": 0, "partsize": 100, "complete": False}
+async def _ticket(method: str, content: FileDigest) -> Ticket:
+    return Ticket(url="/files/x", partsize=100)
 
 
 def _s3(port: int) -> S3Store:
@@ -176,7 +178,9 @@ async def test_no_client_decodes_what_it_did_not_ask_for(
     port = await serve_lies(nursery, lambda path, body: Said(encoded, headers=ENCODED))
     tracemalloc.start()
     try:
-        with pytest.raises((Unreachable, Failure, httpx.TransportError), match="content coding"):
+        with pytest.raises(
+            (Unreachable, ColonyError, Failure, httpx.TransportError), match="content coding"
+        ):
             await talk(port, tmp_path)
         assert tracemalloc.get_traced_memory()[1] < BOMB_SIZE // 8
     finally:
@@ -224,7 +228,7 @@ async def test_a_reply_without_end_is_not_kept(
 ) -> None:
     """A server that is not ours can't fill the memory of who calls it."""
     assert LONGEST_REPLY <= 2**28
-    monkeypatch.setattr("cli.core.client.LONGEST_REPLY", 1000)
+    monkeypatch.setattr("colonyd.rpc.LONGEST_REPLY", 1000)
     port = await serve_lies(nursery, lambda path, body: Said(b"x" * 1001))
     with pytest.raises(RpcError, match="longer than 1000 bytes; ask for fewer"):
         await _rpc(port, Path())
@@ -242,9 +246,40 @@ async def test_a_file_that_is_longer_than_it_says_fills_no_disk(tmp_path: Path) 
                 yield b"x" * 60
 
     with trio.fail_after(10):
-        with pytest.raises(Failure, match="more than its 100 bytes"):
+        with pytest.raises(ColonyError, match="more than its 100 bytes"):
             await fetch(Endless(), FILE, tmp_path / "f", lambda size: None)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("told", "ticket", "why"),
+    [
+        ({"offset": 0, "complete": False}, {}, "breaks off: the server takes no more of it"),
+        ({"offset": 101, "complete": False}, {}, "has 101 bytes of a file of 100"),
+        ({"offset": "all"}, {}, "odd answer to an upload: .* `int`, got `str`"),
+        ([], {}, "odd answer to an upload"),
+        ({}, {"offset": -1}, "odd ticket: .*offset"),
+        ({}, {"partsize": 0}, "odd ticket: .*partsize"),
+        ({}, {"complete": None}, "odd ticket: .*complete"),
+    ],
+)
+async def test_an_upload_ends_whatever_the_server_says(
+    nursery: trio.Nursery, tmp_path: Path, told: object, ticket: dict[str, object], why: str
+) -> None:
+    """It went on for ever at a server that never gets on."""
+
+    def answer(path: str, body: bytes) -> Said:
+        if path.startswith("/files"):
+            return Said(json.dumps(told).encode())
+        fields = {"url": "/files/x", "offset": 0, "partsize": 50, "complete": False}
+        return Said(seal("fileticketmsg", fields | ticket, error=False))
+
+    port = await serve_lies(nursery, answer)
+    (tmp_path / "up").write_bytes(b"x" * 100)
+    async with RpcClient(f"http://127.0.0.1:{port}") as client:
+        async with DaemonStore(client, "dev", PrivateKey.generate()) as store:
+            with trio.fail_after(10), pytest.raises((ColonyError, RpcError), match=why):
+                await store.put(tmp_path / "up", FileDigest("a" * 64, 100), lambda size: None)
 
 
 @pytest.mark.parametrize("url", ["@127.0.0.1:1/files/x", ".example/files/x", ""])
@@ -253,13 +288,13 @@ async def test_a_ticket_leads_nowhere_else(url: str, tmp_path: Path) -> None:
     with ColonyServer() as server:
         server.answers["fileticketmsg"] = lambda *_: {"url": url, "offset": 0, "complete": False}
         key = PrivateKey.generate()
-        async with Client(f"http://{server.address}") as client:
+        async with RpcClient(f"http://{server.address}") as client:
             async with DaemonStore(client, "dev", key) as store:
                 (tmp_path / "up").write_bytes(b"x" * 100)
                 content = FileDigest("a" * 64, 100)
-                with pytest.raises(Failure, match="no path of its own"):
+                with pytest.raises(ColonyError, match="no path of its own"):
                     await store.put(tmp_path / "up", content, lambda size: None)
-                with pytest.raises(Failure, match="no path of its own"):
+                with pytest.raises(ColonyError, match="no path of its own"):
                     await fetch(store, FILE, tmp_path / "down", lambda size: None)
 
 
@@ -294,8 +329,8 @@ def test_clients_are_made_in_one_place() -> None:
     made = re.compile(r"httpx\.(AsyncClient|Client|get|post|put|request|stream)\(|urllib\.request")
     found = {
         str(path.relative_to(REPOSITORY))
-        for package in ("cli", "federation", "node")
+        for package in ("cli", "federation", "node", "colonyd")
         for path in (REPOSITORY / package).rglob("*.py")
         if made.search(path.read_text())
     }
-    assert found == {"node/http/client.py"}
+    assert found == {"colonyd/http.py"}

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from colonyd.errors import RpcError
 from node.daemon.metrics import Family, Metrics, is_local, render
 from node.etcd.client import open_client
 from node.host.clock import Clock
 from node.http.message import Request
-from node.model.errors import RpcError
+from node.model.histogram import OTHERS, Histogram, Histograms
 from node.rpc.dispatch import Table
 from node.runtime.node import Node
 from tests.support.daemons import Daemon, until
@@ -55,6 +56,32 @@ def test_any_text_and_number_survives_the_format(values: dict[str, float]) -> No
         family.add(number, kind=text)
     wanted = {("some_numbers", frozenset({("kind", text)})): n for text, n in values.items()}
     assert parse(render([family, Family("empty", "gauge", "")])) == wanted
+
+
+@given(st.lists(st.floats(min_value=-5, max_value=1e6)))
+def test_a_histogram_counts_each_duration_up_to_its_bound(durations: list[float]) -> None:
+    counted = Histogram((0.5, 2.0, 10.0))
+    for seconds in durations:
+        counted.add(seconds)
+    samples = parse(render([Family("some_seconds", "histogram", "").add_histogram(counted, a="b")]))
+
+    def sample(name: str, **labels: str) -> float:
+        return samples[f"some_seconds_{name}", frozenset(({"a": "b"} | labels).items())]
+
+    for bound in (0.5, 2.0, 10.0):
+        most = sum(each <= bound for each in durations)
+        assert sample("bucket", le=f"{bound:g}") == most
+    assert sample("bucket", le="+Inf") == sample("count") == len(durations)
+    assert sample("sum") == pytest.approx(sum(max(0.0, each) for each in durations))
+
+
+def test_labels_beyond_the_bound_share_one_histogram() -> None:
+    counted = Histograms((1.0,), most=3)
+    for number in range(1000):
+        counted.add(f"peer {number}", 0.5)
+    counted.add("peer 1", 0.5)
+    found = {label: sum(each.counts) for label, each in counted.by.items()}
+    assert found == {"peer 0": 1, "peer 1": 2, "peer 2": 1, OTHERS: 997}
 
 
 @pytest.mark.parametrize(

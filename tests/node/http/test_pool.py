@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 import trio
 import trio.testing
@@ -241,3 +243,16 @@ async def test_an_answer_in_very_many_parts(nursery: trio.Nursery, answer: bytes
     pool = await said(nursery, answer)
     with pytest.raises(NoAnswer, match=why):
         await post(pool, limit=10_000)
+
+
+async def test_a_stream_that_another_task_closed_is_told_as_closed() -> None:
+    """As trio's own does: not as a fault of a file descriptor that is gone."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.setblocking(False)
+        stream = PromptStream(trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
+        await stream.aclose()
+        with pytest.raises(trio.ClosedResourceError):
+            await stream.receive_some()
+        with pytest.raises(trio.ClosedResourceError):
+            await stream.send_all(b"x")

@@ -75,8 +75,12 @@ class Raw:
     @classmethod
     async def connect(cls, port: int) -> Raw:
         raw = cls(await trio.open_tcp_stream("127.0.0.1", port))
-        await raw.send(Request(host="x", target="/pubsub"))
-        assert isinstance(await raw.next(), AcceptConnection)
+        try:
+            await raw.send(Request(host="x", target="/pubsub"))
+            assert isinstance(await raw.next(), AcceptConnection)
+        except BaseException:
+            await trio.aclose_forcefully(raw.stream)
+            raise
         return raw
 
     async def send(self, event: Event) -> None:

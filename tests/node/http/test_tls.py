@@ -16,9 +16,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from cli.main import main
+from colonyd.keys import PrivateKey
 from node.host.certificate import fingerprint_of, make_certificate
 from node.host.config import ConfigError, load_config
-from node.host.keys import PrivateKey
 from tests.support.daemons import Daemon
 
 pytestmark = pytest.mark.slow

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import trio
 
-from cli.core.client import RpcError
+from colonyd.errors import RpcError as RpcRefusal
+from colonyd.keys import PrivateKey
+from colonyd.rpc import RpcError
 from node.etcd.client import open_client
-from node.host.keys import PrivateKey
+from node.etcd.pages import whole
 from node.members.locations import Locations
-from node.model.errors import RpcError as RpcRefusal
 from node.model.types import DAY, Log
 from node.store.work import logs as store
 from node.streams import logs as logs
@@ -190,8 +191,8 @@ async def test_a_search_reads_no_further_than_it_must(
         async def find(text: str, count: int, days: int = 30) -> list[str]:
             return [
                 line.message
-                for line in await search(
-                    client, "c", text, count, since=now - days * DAY, until=now
+                for line in await whole(
+                    search(client, "c", text, count, since=now - days * DAY, until=now)
                 )
             ]
 
@@ -210,7 +211,7 @@ async def test_a_search_reads_no_further_than_it_must(
         assert await find("old", 1, 41) == ["line old"]
         # The edge of the days is exact, within a bucket, too.
         since = lines[99]
-        found = await search(client, "c", "line", 1000, since=since, until=now)
+        found = await whole(search(client, "c", "line", 1000, since=since, until=now))
         assert [line.message for line in found] == [f"line {number}" for number in range(99)]
 
 

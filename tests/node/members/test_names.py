@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.core.client import RpcError
-from node.host.keys import PrivateKey
-from node.model.errors import RpcError as Refused
-from node.model.names import check_name, in_file, in_key, of_key
+from colonyd.errors import RpcError as Refused
+from colonyd.keys import PrivateKey
+from colonyd.names import in_file, in_key, of_key
+from colonyd.rpc import RpcError
+from node.model.names import check_name
 from tests.support.daemons import Daemon
 
 NAMES = ["anna@example.org", "Jürgen Maß", "a/b", "a b", "..", "%2e", "日本", "x" * 200]

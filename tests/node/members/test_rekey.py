@@ -11,14 +11,14 @@ import pytest
 import trio
 import trio.testing
 
-from cli.core.client import Client, RpcError
+from colonyd.errors import RpcError as Refusal
+from colonyd.errors import Unavailable
+from colonyd.keys import PrivateKey
+from colonyd.rpc import RpcClient, RpcError
 from node.etcd.client import open_client
 from node.etcd.txn import Txn
 from node.host.clock import Clock
-from node.host.keys import PrivateKey
 from node.model.codec import unpack
-from node.model.errors import RpcError as Refusal
-from node.model.errors import Unavailable
 from node.model.types import (
     Colony,
     Conditions,
@@ -48,14 +48,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, Dae
         yield pair
 
 
-async def refused(status: int, client: Client, *call: Any) -> str:
+async def refused(status: int, client: RpcClient, *call: Any) -> str:
     with pytest.raises(RpcError) as caught:
         await client.call(*call)
     assert caught.value.status == status, caught.value
     return caught.value.message
 
 
-async def allowed(client: Client, *call: Any) -> bool:
+async def allowed(client: RpcClient, *call: Any) -> bool:
     """Make a call; False when the caller has no right to it, at this daemon not yet."""
     try:
         await client.call(*call)
@@ -326,7 +326,7 @@ async def test_more_than_fit_go_before_and_what_comes_meanwhile_after(
 
 async def test_one_that_changes_all_the_time_follows_too(node: Node) -> None:
     await timed(node, ANN, "ann", 0)
-    (made,) = await node.generators.listing("c", 9)
+    (made,) = node.generators.listing("c", 9)
     packed = 0
 
     async def pack() -> None:

@@ -15,11 +15,11 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from colonyd.errors import RpcError
 from node.etcd.client import EtcdClient, KeyValue, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import ModRevision, Txn
 from node.host.clock import Clock
-from node.model.errors import RpcError
 from node.model.types import Colony, Executor, Process, State
 from node.processes import assignment
 from node.processes.assignment import Assigner

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import trio
 
-from cli.core.client import RpcError, decode, encode
-from node.host.keys import PrivateKey
+from colonyd.keys import PrivateKey
+from colonyd.rpc import RpcError, decode, encode
 from tests.federation.service.test_two_colonies import Side
 from tests.support.daemons import until
 from tests.support.netns import House, enter, require, town

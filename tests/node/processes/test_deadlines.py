@@ -10,7 +10,7 @@ import httpx
 import pytest
 import trio
 
-from cli.core.client import RpcError, encode
+from colonyd.rpc import RpcError, encode
 from node.etcd.errors import EtcdUnavailable
 from node.model.types import Conditions, FunctionSpec, Running, Waiting
 from node.processes.deadlines import expire

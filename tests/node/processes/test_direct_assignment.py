@@ -10,9 +10,9 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from colonyd.errors import Denied
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError, EtcdUnavailable, error_from
-from node.model.errors import Denied
 from node.model.types import Executor, Process, State
 from node.processes import assignment
 from node.processes.deadlines import expire

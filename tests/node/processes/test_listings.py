@@ -14,10 +14,10 @@ import msgspec
 import pytest
 import trio
 
-from cli.core.client import Client, RpcError, encode
+from colonyd.keys import PrivateKey
+from colonyd.rpc import RpcClient, RpcError, encode
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.txn import Op, Put, Txn
-from node.host.keys import PrivateKey
 from node.model.codec import pack
 from node.model.types import SECOND, Log, Process, State, User
 from node.store import keys
@@ -78,7 +78,7 @@ class Party:
     """A daemon with a full store, and two members of its colony."""
 
     daemon: Daemon
-    client: Client
+    client: RpcClient
     store: EtcdClient
     ann: PrivateKey
     bob: PrivateKey

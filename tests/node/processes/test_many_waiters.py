@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 from wsproto.events import Ping, Pong, TextMessage
 
-from cli.core.client import Client, encode
+from colonyd.keys import PrivateKey
+from colonyd.rpc import RpcClient, encode
 from node.etcd.client import EtcdClient, open_client
 from node.host.clock import Clock
-from node.host.keys import PrivateKey
 from node.model.types import Conditions, Executor, FunctionSpec, Process, State, Waiting
 from node.processes import assignment
 from node.processes.queue import Candidate, Queue, QueueEntry, matches
@@ -88,7 +88,7 @@ def payload(body: bytes | str) -> Any:
     return json.loads(base64.b64decode(json.loads(body)["payload"]))
 
 
-async def register(client: Client, daemon: Daemon, number: int) -> PrivateKey:
+async def register(client: RpcClient, daemon: Daemon, number: int) -> PrivateKey:
     """An approved executor of the type `number`."""
     key = PrivateKey.generate()
     executor = {

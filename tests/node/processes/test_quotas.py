@@ -15,12 +15,12 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.core.client import Client, RpcError, encode
+from colonyd.errors import RpcError as Refusal
+from colonyd.errors import TooMany
+from colonyd.keys import PrivateKey
+from colonyd.rpc import RpcClient, RpcError, encode
 from node.host.config import QuotasConfig
-from node.host.keys import PrivateKey
 from node.model.codec import pack
-from node.model.errors import RpcError as Refusal
-from node.model.errors import TooMany
 from node.model.ids import new_id
 from node.model.types import SECOND, Colony, Conditions, FunctionSpec, Running, User, Waiting
 from node.processes.extension import Hooks
@@ -56,7 +56,7 @@ LIMITS = {name: MEMBER for name in QuotasConfig.__struct_fields__} | {
 class Member:
     """A colony of its own on a daemon, with two users and an executor."""
 
-    client: Client
+    client: RpcClient
     colony: str
     owner: PrivateKey
     user: PrivateKey
@@ -288,7 +288,7 @@ async def test_an_executor_can_not_take_the_function_of_another(me: Member) -> N
 
 
 def test_every_quota_is_documented_with_its_default() -> None:
-    rows = (REPOSITORY / "README.md").read_text("utf-8")
+    rows = (REPOSITORY / "docs" / "reference" / "configuration.md").read_text("utf-8")
     for name, default in zip(
         QuotasConfig.__struct_fields__, QuotasConfig.__struct_defaults__, strict=True
     ):

@@ -15,12 +15,12 @@ import msgspec
 import pytest
 import trio
 
+from colonyd.errors import RpcError
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdUnavailable
 from node.handlers import executors
 from node.host.clock import Clock
 from node.model.codec import unpack
-from node.model.errors import RpcError
 from node.model.ids import new_id
 from node.model.types import (
     Allocations,

@@ -11,6 +11,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from colonyd.errors import NotFound, TimedOut, Unavailable
 from node.daemon.metrics import Metrics
 from node.etcd.client import EtcdClient, Range, Status
 from node.etcd.errors import Compacted, EtcdError, EtcdUnavailable
@@ -21,7 +22,6 @@ from node.handlers.work.processes import get_many, history
 from node.host.clock import Clock
 from node.http.message import Request
 from node.model.codec import pack
-from node.model.errors import NotFound, TimedOut, Unavailable
 from node.model.types import Colony, Process, State
 from node.processes import reading
 from node.processes.queue import Candidate

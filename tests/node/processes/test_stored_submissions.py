@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cli.core.client import encode
-from node.host.keys import PrivateKey
+from colonyd.keys import PrivateKey
+from colonyd.rpc import encode
 from node.model.codec import pack, unpack, whole_spec
 from node.model.types import FunctionSpec, Process
 from node.store.work.submissions import grow, shrink

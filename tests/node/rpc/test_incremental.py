@@ -16,10 +16,10 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from colonyd.errors import RpcError
+from colonyd.keys import PrivateKey, sign_payload
 from node.handlers.work.workflows import SubmitWorkflow
-from node.host.keys import PrivateKey, sign_payload
 from node.model.codec import pack
-from node.model.errors import RpcError
 from node.model.json import _OPAQUE, MAX_DEPTH, depth_of, prune
 from node.model.types import Colony, User
 from node.rpc import dispatch as table

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import trio
 
-from cli.core.client import Client, RpcError
+from colonyd.errors import RpcError as Refused
+from colonyd.keys import PrivateKey
+from colonyd.rpc import RpcClient, RpcError
 from federation.wire.sizes import FORWARD
-from node.host.keys import PrivateKey
-from node.model.errors import RpcError as Refused
 from node.model.ids import new_id
 from node.store import limits
 from tests.federation.membership.test_rotation import friends
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 class Party:
     """The home colony's user and an executor of a type of its own."""
 
-    def __init__(self, daemon: Daemon, client: Client) -> None:
+    def __init__(self, daemon: Daemon, client: RpcClient) -> None:
         self.colony = daemon.name
         self.type = f"t-{new_id()[:8]}"
         self.user, self.owner = daemon.key("user"), daemon.key("colony")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from msgspec import inspect
 
 from cli.ops.rpc import all_calls
+from colonyd.errors import Invalid
 from federation.service.rpc_peers import TrustPeer
-from node.model.errors import Invalid
 from node.model.json import null_is_absent, prune
 from node.rpc import requests as req
 from node.rpc.dispatch import RequestHeader, _convert, parse_payload

@@ -13,8 +13,8 @@ import pytest
 from wsproto.events import CloseConnection, Ping
 from wsproto.utilities import LocalProtocolError
 
-from cli.core.client import RpcError
-from node.host.keys import sign_payload
+from colonyd.keys import sign_payload
+from colonyd.rpc import RpcError
 from tests.node.http.test_pubsub import Raw
 from tests.node.workflows.test_service import Party, party
 from tests.support.daemons import Daemon

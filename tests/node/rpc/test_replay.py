@@ -16,14 +16,14 @@ import msgspec
 import pytest
 import trio
 
-from cli.core.client import Client, RpcError, encode
 from cli.ops.rpc import all_calls
+from colonyd.errors import RpcError as Refusal
+from colonyd.keys import PrivateKey, sign_payload
+from colonyd.rpc import RpcClient, RpcError, encode
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.errors import EtcdNoSpace
 from node.etcd.transport.dial import Access
 from node.etcd.txn import Delete, Put, Txn
-from node.host.keys import PrivateKey, sign_payload
-from node.model.errors import RpcError as Refusal
 from node.model.types import SECOND
 from node.rpc.calls import Call, Caller, Who
 from node.rpc.dispatch import Table, decode_envelope
@@ -314,6 +314,9 @@ PEERS = frozenset(
         "revokeinvitationmsg",
         "joinpeermsg",
         "blockpeermsg",
+        "forgetpeermsg",
+        "namepeermsg",
+        "opencardmsg",
         "pingpeermsg",
         "resolveprocessmsg",
         "resetclockmsg",
@@ -645,7 +648,7 @@ async def test_nor_at_another_server(make_daemon: Make) -> None:
         new = PrivateKey.generate()
         await client.call("changeserveridmsg", {"serverid": new.id}, ant.key("server"))
         await client.call("getcolonymsg", {"colonyname": "ant"}, user)
-    async with Client(f"http://127.0.0.1:{ant.port}", audience=bee.key("server").id) as client:
+    async with RpcClient(f"http://127.0.0.1:{ant.port}", audience=bee.key("server").id) as client:
         with pytest.raises(RpcError, match="audience"):
             await client.call("getcolonymsg", {"colonyname": "ant"}, user)
 

@@ -14,7 +14,7 @@ import pytest
 import websocket
 
 from cli.ops.rpc import all_calls
-from node.host.keys import PrivateKey, sign_payload
+from colonyd.keys import PrivateKey, sign_payload
 from tests.node.http.test_fuzz import Edge
 from tests.node.http.test_reference import OVER_SOCKET
 from tests.support.daemons import REPOSITORY, Daemon

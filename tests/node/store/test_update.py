@@ -7,10 +7,10 @@ from typing import NoReturn, cast
 import pytest
 import trio
 
+from colonyd.errors import Conflict
 from node.etcd.client import EtcdClient
 from node.etcd.txn import Absent, Present, Put
 from node.model.codec import pack, unpack
-from node.model.errors import Conflict
 from node.store.locations import Location
 from node.store.update import Unmet, update
 from tests.support.interleaved import Meddled

@@ -16,12 +16,12 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.core.client import RpcError, decode, encode
+from colonyd.errors import RpcError as RpcRefusal
+from colonyd.rpc import RpcError, decode, encode
 from node.etcd.client import EtcdClient, TxnResult, open_client
 from node.etcd.txn import Txn
 from node.host.clock import Clock
 from node.model.codec import pack, unpack
-from node.model.errors import RpcError as RpcRefusal
 from node.model.types import SECOND, Colony, Conditions, FunctionSpec, Process, User
 from node.runtime.node import Node
 from node.store.work import channels as store

@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from colonyd.keys import PrivateKey
 from federation.membership.bootstrap import Bootstrap
 from federation.network.mdns import Sighting
 from federation.peers.context import Context
@@ -24,7 +25,6 @@ from federation.wire.clock import SigningClock
 from federation.wire.messages import Parcel
 from federation.wire.signer import Signer
 from node.host.clock import Clock
-from node.host.keys import PrivateKey
 from node.http.server import Request, Response
 from node.model.types import Running
 from node.processes.assignment import Assigner
@@ -147,7 +147,7 @@ async def test_one_address_that_breaks_us_ends_its_own_look(
         looked.append(address)
         raise MemoryError
 
-    monkeypatch.setattr("federation.membership.bootstrap.fetch_card", fetch)
+    monkeypatch.setattr("federation.membership.bootstrap.fetch_cards", fetch)
     nothing, signer = cast(Any, None), Signer(PrivateKey.generate(), SigningClock(lambda: 0))
     peers = Peers(nothing, Keys("home"), signer)
     context = Context("home", signer, nothing, nothing, peers, Keys("home"))

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import trio
 
+from colonyd.errors import RpcError
 from node.model import graph as graphs
-from node.model.errors import RpcError
 from node.tasks import offload as module
 from node.tasks.offload import NODE, apart
 from node.timers.trigger import check_workflow

@@ -14,8 +14,8 @@ import trio
 from model import Conditions, FuncSpec, Workflow  # type: ignore[import-untyped]
 from pycolonies import Colonies
 
-from cli.core.client import RpcError, Unreachable, decode, encode
-from node.host.keys import PrivateKey
+from colonyd.keys import PrivateKey
+from colonyd.rpc import RpcError, Unreachable, decode, encode
 from node.model.types import SECOND
 from node.store import crons
 from tests.sdk.test_pycolonies import COLONY, Party

@@ -14,8 +14,8 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from colonyd.errors import RpcError
 from node.etcd.txn import Absent, ModRevision, Txn
-from node.model.errors import RpcError
 from node.model.types import SECOND, Graph, Process, State
 from node.store import crons as store
 from node.store.crons import Cron, CronFiring
@@ -23,6 +23,7 @@ from node.timers.cronexpr import UTC
 from node.timers.crons import next_run
 from node.timers.election import KEY, LeaseHolder, home_identity, may_take
 from node.timers.timerqueue import TimerQueue
+from tests.support.asked import counting
 from tests.support.clocked import ADA, ANN, NOON, OWNER, World, below, workflow, world
 from tests.support.daemons import until
 
@@ -181,7 +182,7 @@ async def test_it_waits_for_the_previous_workflow_however_that_ends(dev: World) 
     dev.advance(10)
     first = [await dev.assign() for _ in range(4)]
     dev.advance(100)
-    for known in await node.crons.listing("dev", 9):
+    for known in node.crons.listing("dev", 9):
         same = await node.crons.run_now("dev", known.cronid, "t")
         assert same.lastrun == NOON + 10 * SECOND
     with pytest.raises(RpcError, match="no process"):
@@ -325,7 +326,7 @@ async def test_what_is_refused(dev: World) -> None:
         with pytest.raises(RpcError, match=words) as refusal:
             await dev.node.crons.add(cron(**changes), spec)
         assert refusal.value.status == (404 if "nowhere" in spec else 400)
-    assert await dev.node.crons.listing("dev", 9) == []
+    assert dev.node.crons.listing("dev", 9) == []
 
 
 async def test_a_name_is_anybodys_once_in_a_colony(dev: World) -> None:
@@ -487,3 +488,20 @@ async def test_a_deposed_leader_fires_nothing(dev: World) -> None:
     await crons.act(store.key("dev", added.cronid))
     assert await dev.graphs() == []
     assert (await crons.get("dev", added.cronid)) == added
+
+
+async def test_a_listing_asks_for_what_it_returns_however_many_there_are(
+    dev: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, names = dev.node, [f"c{number:03}" for number in range(300)]
+    asked = counting(node.client, monkeypatch)
+    for name in reversed(names):
+        await node.crons.add(cron(name=name, interval=10**6), workflow())
+    asked.forget()
+    assert [each.name for each in node.crons.listing("dev", 10)] == names[:10]
+    (first,) = node.crons.listing("dev", 1)
+    await node.crons.remove("dev", first.cronid)
+    assert [each.name for each in node.crons.listing("dev", 9)] == names[1:10]
+    assert len(node.crons.listing("dev", 1_000)) == 299
+    assert node.crons.listing("dev", 0) == node.crons.listing("other", 9) == []
+    assert asked.counted <= 1

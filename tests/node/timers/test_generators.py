@@ -13,10 +13,10 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from colonyd.errors import RpcError
 from node.etcd.client import TxnResult
 from node.etcd.errors import EtcdError
 from node.etcd.txn import Put, Txn
-from node.model.errors import RpcError
 from node.model.types import SECOND
 from node.store import generators as store
 from node.store.generators import Generator, GeneratorFiring, Packing
@@ -291,7 +291,7 @@ async def test_what_is_refused(dev: World) -> None:
     for changes, spec, words in REFUSED:
         with pytest.raises(RpcError, match=words):
             await generators.add(generator(**changes), spec)
-    assert await generators.listing("dev", 9) == []
+    assert generators.listing("dev", 9) == []
     added = await generators.add(generator(trigger=1000), workflow())
     assert await generators.add(added, workflow()) == added
     with pytest.raises(RpcError, match="exists already"):

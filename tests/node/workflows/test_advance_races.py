@@ -14,6 +14,7 @@ import pytest
 import trio
 import trio.testing
 
+from colonyd.errors import RpcError
 from node.etcd.client import EtcdClient, Range, TxnResult
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.pages import whole
@@ -25,7 +26,6 @@ from node.handlers.work.workflows import remove_by_state as remove_graphs
 from node.host.clock import Clock
 from node.host.config import HistoryConfig, Keep
 from node.model.codec import pack, unpack
-from node.model.errors import RpcError
 from node.model.graph import node_id
 from node.model.ids import new_id
 from node.model.types import (
@@ -159,7 +159,7 @@ class Sending(Hooks):
     def route(self, process: Process) -> str:
         return PEER if process.spec.funcname == "away" else ""
 
-    def submitted(self, process: Process) -> None:
+    def submitted(self, process: Process, revision: int = 0) -> None:
         assert process.peer
         assert not process.waitforparents
         self.told.append(process.spec.nodename)
@@ -568,7 +568,7 @@ async def test_workflows_that_must_stay_are_told_of_after_the_others_went(bench:
 
 
 def test_an_older_answer_does_not_undo_what_the_watch_told() -> None:
-    index = TimerIndex(int, lambda value: value, lambda value: ("dev", "ann"))
+    index = TimerIndex(int, lambda value: value, lambda value: ("dev", "ann"), str)
     index.apply("k", pack(7), 5)
     index.learn("k", 3, 4)
     assert index.get("k") == (7, 5)

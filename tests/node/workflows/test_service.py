@@ -10,8 +10,8 @@ import httpx
 import pytest
 import trio
 
-from cli.core.client import Client, RpcError, decode, encode
-from node.host.keys import PrivateKey
+from colonyd.keys import PrivateKey
+from colonyd.rpc import RpcClient, RpcError, decode, encode
 from tests.support.daemons import Daemon, seeded_dice, until
 
 Make = Callable[..., Daemon]
@@ -26,7 +26,7 @@ def spec(name: str, *dependencies: str, kind: str, **more: Any) -> dict[str, Any
 class Party:
     """A user and an approved executor of a type of its own."""
 
-    def __init__(self, daemon: Daemon, client: Client, colony: str) -> None:
+    def __init__(self, daemon: Daemon, client: RpcClient, colony: str) -> None:
         self.daemon, self.client, self.colony = daemon, client, colony
         self.user, self.owner = daemon.key("user"), daemon.key("colony")
         self.key = PrivateKey.generate()
@@ -90,14 +90,14 @@ class Party:
         return False
 
 
-async def post(client: Client, payloadtype: str, body: bytes, timeout: float = 20) -> Any:
+async def post(client: RpcClient, payloadtype: str, body: bytes, timeout: float = 20) -> Any:
     """Post an envelope once. Raises RpcError, or httpx.TransportError when no answer came."""
     async with httpx.AsyncClient(trust_env=False, timeout=timeout) as http:
         reply = await http.post(f"{client.url}/api", content=body)
     return decode(payloadtype, reply.status_code, reply.content)
 
 
-async def party(daemon: Daemon, client: Client, colony: str = "dev") -> Party:
+async def party(daemon: Daemon, client: RpcClient, colony: str = "dev") -> Party:
     return await Party(daemon, client, colony).join()
 
 
@@ -458,7 +458,7 @@ async def kill_at(daemon: Daemon, moment: float, *, below: bool) -> None:
         await trio.to_thread.run_sync(daemon.start)
 
 
-async def patient(client: Client, payloadtype: str, body: bytes) -> Any:
+async def patient(client: RpcClient, payloadtype: str, body: bytes) -> Any:
     """Post until there is an answer: the same bytes, so that nothing happens twice."""
     with trio.fail_after(60):
         while True:

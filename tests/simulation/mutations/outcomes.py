@@ -11,6 +11,7 @@ import msgspec
 import pytest
 import trio
 
+from colonyd.errors import RpcError
 from federation.forward import chain as chains
 from federation.forward import machine
 from federation.forward.machine import Effect, Forward
@@ -21,7 +22,6 @@ from federation.wire.envelope import Rejected, inspect
 from federation.wire.messages import Outcome, load
 from node.etcd.errors import EtcdError
 from node.etcd.txn import Put, Txn
-from node.model.errors import RpcError
 from node.model.types import Process, State
 from node.processes.service import Processes
 from node.store.work import processes as store
@@ -52,7 +52,7 @@ def second_outcome(patch: pytest.MonkeyPatch) -> None:
     """The last outcome counts, not the first."""
     close = OutcomePoller._close
 
-    async def again(self: OutcomePoller, *args: Any) -> bool:
+    async def again(self: OutcomePoller, *args: Any) -> bool | None:
         blind = cast(Processes, _Open(self.context.processes))
         bold = copy.copy(self)
         bold.context = replace(self.context, processes=blind)

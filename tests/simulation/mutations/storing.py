@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from colonyd.errors import Conflict, NotFound
 from federation.forward import machine
 from federation.forward.machine import Effect, Forward
 from federation.outbox import resolve as resolving
 from node.etcd.txn import Absent, Txn
-from node.model.errors import Conflict, NotFound
 from node.model.types import Executor, Process, State
 from node.processes.assignment import Assigner
 from node.processes.queue import QueueEntry as Waiting

@@ -1,0 +1,1 @@
+"""Workers killed at random, and what came of it."""

@@ -1,0 +1,1 @@
+"""Calls of a colony for programs: submit, wait, workflows, files."""

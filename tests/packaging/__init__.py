@@ -1,0 +1,1 @@
+"""Tests of what is installed: packages on real Debian systems, and hosts without Internet."""
