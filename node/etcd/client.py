@@ -587,12 +587,13 @@ class EtcdClient:
         fields: Any = UnknownFieldSet(answer)  # `raftAppliedIndex` is younger than the stubs
         return next((int(f.data) for f in fields if f.field_number == 7), int(answer.raftIndex))
 
-    async def compact(self, revision: int) -> None:
+    async def compact(self, revision: int, *, physical: bool = False) -> None:
         """Forget overwritten values from before `revision`.
 
-        Raises `Compacted` when that is done already.
+        etcd removes them from its file afterwards, unless it answers only when that is done
+        (`physical`). Raises `Compacted` when that is done already.
         """
-        request = pb.CompactionRequest(revision=revision)
+        request = pb.CompactionRequest(revision=revision, physical=physical)
         await self._call(_KV + "Compact", request, pb.CompactionResponse, timeout=60)
 
     async def defragment(self) -> None:

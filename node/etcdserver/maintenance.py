@@ -209,9 +209,9 @@ async def _until_next(client: EtcdClient, seconds: float) -> None:
         await client.pressure.look.wait()
 
 
-async def _compact(client: EtcdClient, revision: int) -> None:
+async def _compact(client: EtcdClient, revision: int, *, physical: bool = False) -> None:
     try:
-        await client.compact(revision)
+        await client.compact(revision, physical=physical)
     except Compacted:
         log.debug("store was compacted by others", revision=revision)
 
@@ -226,7 +226,8 @@ async def _make_room(client: EtcdClient, revision: int) -> None:
 
     etcd raises it again if that was not enough.
     """
-    await _compact(client, revision)
+    # What is still in the file would be defragmented with the rest, and no room made.
+    await _compact(client, revision, physical=True)
     await client.defragment()
     await client.disarm()
     status = await client.status()

@@ -159,7 +159,8 @@ def build_node(hooks: Hooks, graph: Graph, place: int, spec: FunctionSpec, field
             initiatorid=graph.initiatorid,
             initiatorname=graph.initiatorname,
             colonyname=graph.colonyname,
-            now=graph.submissiontime,
+            # Where nothing else decides, nodes are taken in the order in which they are written.
+            now=graph.submissiontime + place,
             peer=peer,
         )
     except RpcError as error:

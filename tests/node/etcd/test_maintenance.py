@@ -105,7 +105,7 @@ async def test_how_long_rewriting_takes_is_measured(client: EtcdClient) -> None:
 
     status = await until(60, written)
     assert isinstance(status, Status)
-    await client.compact(status.revision)
+    await client.compact(status.revision, physical=True)
     with logged("store is defragmented", "etcd") as said:
         await rewriting.do(client, status)
         assert said.is_set()

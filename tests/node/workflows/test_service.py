@@ -101,6 +101,19 @@ async def party(daemon: Daemon, client: RpcClient, colony: str = "dev") -> Party
     return await Party(daemon, client, colony).join()
 
 
+async def test_nodes_are_taken_in_the_order_in_which_they_are_written(lone_daemon: Daemon) -> None:
+    """Where neither dependencies nor priorities decide: also those that are free later."""
+    async with lone_daemon.client() as client:
+        me = await party(lone_daemon, client)
+        roots = [f"root-{number}" for number in range(12)]
+        leaves = [f"leaf-{number}" for number in range(12)]
+        await me.submit(
+            *(spec(name, kind=me.kind) for name in roots),
+            *(spec(leaf, root, kind=me.kind) for leaf, root in zip(leaves, roots, strict=True)),
+        )
+        assert [await me.work() for _ in range(24)] == [*roots, *leaves]
+
+
 async def test_a_diamond_runs_in_order_and_outputs_become_inputs(lone_daemon: Daemon) -> None:
     async with lone_daemon.client() as client:
         me = await party(lone_daemon, client)
