@@ -32,6 +32,7 @@ from federation.wire.json import apart, require_bounded
 from federation.wire.messages import Cancel, Receipt, Submit, load
 from federation.wire.refusals import Refusal, refusal_of, store_full
 from federation.wire.signer import cti_of
+from node.etcd.client import TxnResult
 from node.etcd.errors import EtcdTooLarge, EtcdTooManyOps
 from node.etcd.pressure import Need
 from node.etcd.txn import Absent, Compare, Get, ModRevision, Put, Txn
@@ -39,6 +40,7 @@ from node.model.codec import pack, unpack
 from node.model.json import prune
 from node.model.numbers import beyond_float
 from node.model.types import SECOND, FunctionSpec, Process
+from node.processes.assignment import Assigner, Claim, PollRefused
 from node.processes.extension import Addition
 from node.processes.spec import build_process
 from node.store.work import processes as store
@@ -78,10 +80,12 @@ def parse_input(data: bytes) -> list[Any]:
 class Inbox:
     """Accepts and cancels processes of other colonies.
 
-    `outbox` has those that are passed on; `file_transfer` fetches their files.
+    `outbox` has those that are passed on; `file_transfer` fetches their files; `assigner` has the
+    polls that wait for work here.
     """
 
     context: Context
+    assigner: Assigner
     outbox: Outbox
     file_transfer: FileTransfer
     outcome_queue: OutcomeQueue
@@ -247,7 +251,10 @@ class Inbox:
         request: OriginRequest,
         left: int,
     ) -> tuple[bytes, bool]:
-        """Store receipt record and process, once. Return the receipt, and whether they are new."""
+        """Store receipt record and process, once. Return the receipt, and whether they are new.
+
+        If a poll waits that may have the process, it is assigned in the same transaction.
+        """
         receipt = Receipt(
             submit.pid,
             submit.attempt,
@@ -272,28 +279,43 @@ class Inbox:
             # From here on it is a forward like any other.
             addition = self.context.processes.hooks.forwarding(process)
         try:
-            step = store.submit(process, data, addition.ops)
+            queued = store.submit(process, data, addition.ops)
         except ValueError as error:
             raise Refusal(400, "bad_spec", f"spec.conditions: {error}") from None
         free: Compare = Absent(key)
-        for _ in range(_TRIES):
-            trusted = self._trust_in(opened.issuer, process.peer)
+
+        async def commit(claim: Claim | None) -> TxnResult:
+            step = queued if claim is None else claim.step
             txn = Txn(
                 [free, *trusted, *addition.compare, *step.txn.compare],
                 [Put(key, pack(receipt_record)), *step.txn.success],
                 [Get(key)],
             )
-            try:
-                with self.context.processes.telling(process):
-                    result = await self.context.client.commit(txn)
-            except (EtcdTooLarge, EtcdTooManyOps) as error:
-                raise Refusal(413, "too_large", f"the store refuses it: {error}") from None
+            send = self.context.client.commit if claim is None else claim.commit
+            result = await send(txn)
             if result.succeeded:
                 received = ReceivedProcess(
                     process.processid, submit.attempt, request.digest, request.origin
                 )
                 self.outcome_queue.update_publisher.received(opened.issuer, submit.pid, received)
-                self.context.processes.committed_submit(process, result.revision)
+                self.context.processes.committed_submit(step.process, result.revision)
+                if claim is not None:
+                    claim.stored = step.process
+            return result
+
+        for _ in range(_TRIES):
+            trusted = self._trust_in(opened.issuer, process.peer)
+            try:
+                with (
+                    self.context.processes.telling(process),
+                    self.assigner.claiming(process, data) as claim,
+                ):
+                    result = await commit(claim)
+            except (EtcdTooLarge, EtcdTooManyOps) as error:
+                raise Refusal(413, "too_large", f"the store refuses it: {error}") from None
+            except PollRefused:
+                continue
+            if result.succeeded:
                 return receipt_record.receipt, True
             if result.responses[0]:
                 there = unpack(result.responses[0][0].value, ReceiptRecord)

@@ -172,7 +172,9 @@ class Federation:
         outcome_queue = OutcomeQueue(
             context, peer_quotas, UpdatePublisher(context, update_consumer, members)
         )
-        self.inbox = Inbox(context, self.outbox, self.file_transfer, outcome_queue, peer_quotas)
+        self.inbox = Inbox(
+            context, assigner, self.outbox, self.file_transfer, outcome_queue, peer_quotas
+        )
 
         # Bootstrap and trust.
         self.monitor = NetworkMonitor(settings.interfaces)

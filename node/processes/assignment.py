@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Container, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import trio
@@ -89,12 +89,19 @@ class PendingAssignment:
 
 
 @dataclass(eq=False, slots=True)
-class _Claim:
-    """A submission that goes straight to a waiting poll: its process, or why the poll fails."""
+class Claim:
+    """A submission that goes straight to a waiting poll.
 
-    decided: trio.Event = field(default_factory=trio.Event)
-    process: Process | None = None
+    `step` stores the process as assigned to the poll's executor; `commit` sends a transaction for
+    two requests, this task's and that of the poll. `stored` is set to the process that the poll
+    gets, `error` to why it fails; without either it goes on.
+    """
+
+    step: store.Transition
+    commit: Callable[[Txn], Awaitable[TxnResult]]
+    stored: Process | None = None
     error: EtcdError | RpcError | None = None
+    decided: trio.Event = field(default_factory=trio.Event)
 
 
 @dataclass(eq=False, slots=True)
@@ -111,7 +118,7 @@ class _Waiter:
     deadline: float  # trio's time
     guard: Guard | None  # of the poll's transactions
     woken: trio.Event = field(default_factory=trio.Event)
-    claim: _Claim | None = None
+    claim: Claim | None = None
     cause: QueueEntry | str = ""
 
     @property
@@ -129,8 +136,8 @@ class _Waiter:
         return self.number < other.number
 
 
-class _PollRefused(Exception):
-    """The request of a poll may take no effect any more."""
+class PollRefused(Exception):
+    """The request of a claimed poll may take no effect any more, so nothing was stored."""
 
     def __init__(self, refusal: RpcError) -> None:
         super().__init__()
@@ -358,43 +365,62 @@ class Assigner(Observer):
         is the process as it was submitted. Raises as `Processes.submit`.
         """
         submission = await self.processes.prepare(process, submission)
+        with suppress(PollRefused), self.claiming(process, submission) as claim:
+            if claim is not None:
+                stored = await self.processes.create(claim.step, claim.commit)
+                if stored is not claim.step.process:
+                    return stored
+                claim.stored = stored
+                return process
+        return await self.processes.enqueue(process, submission)
+
+    @contextmanager
+    def claiming(self, process: Process, submission: bytes) -> Iterator[Claim | None]:
+        """Claim the first poll that may have a new process, until the block ends; None if there is
+        none.
+
+        The block stores the process by `claim.step` and `claim.commit`, and sets `claim.stored`. It
+        is shielded, as an assignment is: it happens as a whole or not at all. So nothing in it may
+        last longer than a call to the store. Raises Invalid for bad amounts in the conditions, and
+        PollRefused.
+        """
         with invalid_conditions():
             found = self._first_waiting(process)
         if found is None:
-            return await self.processes.enqueue(process, submission)
+            yield None
+            return
         waiter, executor = found
         step = store.submit_assigned(process, submission, executor)
         if len(step.value) > WHOLE:
             # Its parts are written first, for longer than a poll may be kept.
-            return await self.processes.enqueue(process, submission)
-        claim = waiter.claim = _Claim()
+            yield None
+            return
+        claim = waiter.claim = Claim(step, self._guarded_by(waiter))
         self._leave(waiter)
         waiter.woken.set()
+        self._starting[process.origin] += 1
         try:
-            # Shielded, as an assignment is: it happens as a whole or not at all.
             with trio.CancelScope(shield=True):
-                stored = await self.processes.create(step, self._guarded_by(waiter))
+                yield claim
+            if claim.stored is not None:
+                self._doubtful.pop(process.processid, None)
         except EtcdError as error:
             if not error.refused or isinstance(error, EtcdNoSpace):
                 self._doubt(step.process, new=True)
                 claim.error = type(error)(*error.args)
             raise
-        except _PollRefused as refused:
+        except PollRefused as refused:
             claim.error = refused.refusal
-        else:
-            if stored is not step.process:
-                return stored
-            self._doubtful.pop(process.processid, None)
-            claim.process = stored
-            return process
+            raise
         finally:
             claim.decided.set()
-        return await self.processes.enqueue(process, submission)
+            self._starting[process.origin] -= 1
+            self.freed(process.origin)
 
     def _guarded_by(self, waiter: _Waiter) -> Callable[[Txn], Awaitable[TxnResult]]:
         """Return what commits a transaction for two requests: this task's, and that of a poll.
 
-        It raises _PollRefused if the poll's request may take no effect.
+        It raises PollRefused if the poll's request may take no effect.
         """
         send = self.processes.client.commit
         if waiter.guard is None:
@@ -414,7 +440,7 @@ class Assigner(Observer):
             except RpcError as error:
                 if error in ours:
                     raise
-                raise _PollRefused(error) from None
+                raise PollRefused(error) from None
 
         return commit
 
@@ -426,6 +452,8 @@ class Assigner(Observer):
         """
         colony, kind = process.colonyname, process.spec.conditions.executortype
         if (colony, kind) not in self._waiters or process.peer:
+            return None
+        if process.origin and self.held(process.origin):
             return None
         # While the queue is read, what comes before the process may not be known.
         if self.stopping or colony in self.paused or self.processes.reading.under_way:
@@ -454,9 +482,9 @@ class Assigner(Observer):
             await claim.decided.wait()
         if claim.error is not None:
             raise claim.error
-        if claim.process is not None:
-            await self._hand_over(claim.process)
-        return claim.process
+        if claim.stored is not None:
+            await self._hand_over(claim.stored)
+        return claim.stored
 
     async def _hand_over(self, process: Process) -> None:
         """Put the process back if its caller left while the transaction ran."""

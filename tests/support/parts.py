@@ -21,6 +21,7 @@ from federation.transport.connection import Carrier, Guide, PeerConnection
 from federation.transport.errors import Unsent
 from node.host.config import FederationConfig
 from node.model.types import Process
+from node.processes.assignment import Assigner
 
 __all__ = [
     "Led",
@@ -82,13 +83,17 @@ def accounts_of(context: Context) -> PeerQuotas:
     return PeerQuotas(context.peers, context.clock)
 
 
-def inbox_of(context: Context, outbox: Outbox | None = None) -> Inbox:
-    """Return an inbox without files, members or links."""
+def inbox_of(
+    context: Context, outbox: Outbox | None = None, assigner: Assigner | None = None
+) -> Inbox:
+    """Return an inbox without files, members or links; without an assigner, nobody polls."""
     outbox, accounts = outbox or ledger_of(context), accounts_of(context)
+    assigner = assigner or Assigner(context.processes, lambda executor: executor)
     owing = OutcomeQueue(
         context, accounts, UpdatePublisher(context, UpdateConsumer(context, outbox, accounts))
     )
-    return Inbox(context, outbox, FileTransfer(context, outbox, accounts, {}), owing, accounts)
+    files = FileTransfer(context, outbox, accounts, {})
+    return Inbox(context, assigner, outbox, files, owing, accounts)
 
 
 def delivery_of(context: Context, outbox: Outbox) -> Sender:

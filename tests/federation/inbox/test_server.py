@@ -84,8 +84,8 @@ class Lab:
         self.peers = Peers(client, self.keys, signer)
         self.processes = Processes(client, Clock(time.time_ns))
         self.context = Context("lab", signer, client, self.processes, self.peers, self.keys)
-        self.inbox = inbox_of(self.context)
         self.assigner = assigning(self.processes)
+        self.inbox = inbox_of(self.context, assigner=self.assigner)
         self.processes.attach(Closing(self.inbox))
         self.greeted: list[str] = []
         self.serve()

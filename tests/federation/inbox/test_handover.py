@@ -1,0 +1,179 @@
+"""A submission of a peer for which a poll waits: stored and assigned by one transaction."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import cast
+
+import msgspec
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from federation.forward.path import local_id
+from federation.peers.registry import TRUSTED, Peers
+from federation.wire.clock import SigningClock
+from federation.wire.envelope import Kind
+from federation.wire.messages import Cancel
+from federation.wire.signer import Signer
+from node.etcd.client import EtcdClient, open_client
+from node.etcd.errors import EtcdUnavailable
+from node.model.types import Process, State
+from node.processes.deadlines import expire
+from node.processes.queue import Candidate
+from tests.federation.inbox.test_server import PID, WORKER, Closing, Lab, code, submission
+from tests.node.etcd.support import start_store
+from tests.node.processes.test_assignment_races import Store
+from tests.support.daemons import until
+
+CANDIDATE = Candidate("lab", "t", "w", "", None, None)
+
+
+class MeddledLab(Lab):
+    """A lab whose store can be meddled with."""
+
+    def __init__(self, client: EtcdClient) -> None:
+        self.store = Store(client)
+        super().__init__(cast(EtcdClient, self.store))
+
+    def sealed(self, number: int = 0) -> bytes:
+        """Return a submission; another process for another number."""
+        pid = hashlib.sha256(b"%d" % number).hexdigest() if number else PID
+        return self.seal(Kind.SUBMIT, msgspec.structs.replace(submission(), pid=pid))
+
+
+class OneAtOnce(Closing):
+    """A policy by which one process of a colony may run."""
+
+    def most_running(self, origin: str) -> int:
+        """Return 1 for a colony; 0, any number, for none."""
+        return 1 if origin else 0
+
+
+@pytest.fixture
+async def lab(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[MeddledLab]:
+    store = await start_store(nursery, tmp_path / "etcd")
+    async with open_client(store.target, timeout=60) as client:
+        lab = MeddledLab(client)
+        await lab.befriend()
+        yield lab
+
+
+@asynccontextmanager
+async def polling(lab: Lab, count: int = 1) -> AsyncIterator[list[Process]]:
+    """Give the list of what polls that wait have got so far."""
+    got: list[Process] = []
+
+    async def poll() -> None:
+        with suppress(EtcdUnavailable):
+            got.append(await lab.assigner.assign(CANDIDATE, WORKER, 30))
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            for _ in range(count):
+                nursery.start_soon(poll)
+            await wait_all_tasks_blocked()
+            yield got
+            nursery.cancel_scope.cancel()
+
+
+async def test_it_takes_one_write_and_is_answered_as_any_other(lab: MeddledLab) -> None:
+    sealed = lab.sealed()
+    async with polling(lab) as got:
+        before = lab.store.writes
+        receipt = await lab.submit(sealed)
+        await wait_all_tasks_blocked()
+        assert lab.store.writes == before + 1
+        (mine,) = got
+        assert (receipt.status, receipt.remote) == ("accepted", local_id(lab.other.id, PID, 1))
+        assert (mine.processid, mine.state, mine.attempt) == (receipt.remote, State.RUNNING, 1)
+        assert mine.origin == lab.other.id
+        assert await lab.submit(sealed) == receipt, "a repeat"
+    assert not lab.processes.queue.entries
+    await lab.processes.close(
+        "lab", mine.processid, WORKER.executorid, State.SUCCESSFUL, output=[3.5]
+    )
+    (outcome,) = await lab.poll()
+    assert (outcome.pid, outcome.asked) == (PID, hashlib.sha256(sealed).digest())
+
+
+async def test_copies_at_the_same_time_run_once(lab: MeddledLab) -> None:
+    sealed = lab.sealed()
+    answers: list[bytes] = []
+
+    async def send() -> None:
+        answers.append((await lab.raw("submit", sealed)).body)
+
+    async with polling(lab, 3) as got:
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(send)
+        await wait_all_tasks_blocked()
+        assert len(set(answers)) == 1
+        assert len(got) == 1
+        # The polls that it did not get go on.
+        await lab.submit(lab.sealed(1))
+        await lab.submit(lab.sealed(2))
+        await wait_all_tasks_blocked()
+        assert len({process.processid for process in got}) == 3
+
+
+async def test_no_more_run_than_the_policy_allows(lab: MeddledLab) -> None:
+    lab.processes.attach(OneAtOnce(lab.inbox))
+    async with polling(lab, 3) as got:
+        async with trio.open_nursery() as nursery:
+            for number in range(3):
+                nursery.start_soon(lab.submit, lab.sealed(number))
+        await wait_all_tasks_blocked()
+        assert len(got) == 1
+        assert len(lab.processes.queue.entries) == 2
+        pid = got[0].processid
+        await lab.processes.close("lab", pid, WORKER.executorid, State.SUCCESSFUL)
+
+        async def next_one() -> bool:
+            return len(got) == 2
+
+        await until(30, next_one)
+
+
+async def test_a_cancel_that_came_first_wins_and_the_poll_goes_on(lab: MeddledLab) -> None:
+    await lab.post("cancel", Kind.CANCEL, Cancel(PID, 1))
+    async with polling(lab) as got:
+        assert (await lab.submit(lab.sealed())).status == "cancelled"
+        await wait_all_tasks_blocked()
+        assert not got
+        await lab.submit(lab.sealed(1))
+        await wait_all_tasks_blocked()
+        assert len(got) == 1
+
+
+async def test_a_block_by_another_daemon_leaves_the_poll_alone(lab: MeddledLab) -> None:
+    async with polling(lab) as got:
+        elsewhere = Peers(lab.client, lab.keys, Signer(lab.key, SigningClock()))
+        await elsewhere.load()
+        await elsewhere.block(lab.other.id)
+        assert lab.peers.state(lab.other.id) == TRUSTED
+        assert code(await lab.raw("submit", lab.sealed())) == "blocked"
+        await wait_all_tasks_blocked()
+        assert not got
+        assert lab.assigner.polling("lab")
+
+
+async def test_an_answer_that_is_lost_puts_it_back(lab: MeddledLab) -> None:
+    sealed, remote = lab.sealed(), local_id(lab.other.id, PID, 1)
+    async with polling(lab) as got:
+        lab.store.lost = True
+        assert code(await lab.raw("submit", sealed)) == "busy"
+        assert lab.assigner.doubts(remote)
+        await wait_all_tasks_blocked()
+        assert not got
+        await expire(lab.processes, lab.assigner)
+    assert (await lab.submit(sealed)).remote == remote
+    mine = await lab.assigner.assign(CANDIDATE, WORKER, 5)
+    assert (mine.processid, mine.attempt, mine.retries) == (remote, 2, 0)
+    await lab.processes.close("lab", remote, WORKER.executorid, State.SUCCESSFUL, output=[1])
+    (outcome,) = await lab.poll()
+    assert (outcome.pid, outcome.attempt) == (PID, 1)
