@@ -243,6 +243,24 @@ def test_functions_of_every_kind(lone_daemon: Daemon, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_whatever_a_function_throws_ends_its_process(lone_daemon: Daemon, tmp_path: Path) -> None:
+    """No error is one that the server refuses, or that ends the worker: callers would wait."""
+    with at_work(lone_daemon, "js-odd", tmp_path) as worker:
+        for kind, errors in (
+            ("halves", ["half a character: \ufffd"]),
+            ("long", ["x" * 12_000]),
+            ("empty", ["RangeError"]),
+            ("textless", ["an error that can't be made a text"]),
+            ("getter", ["an error that can't be made a text"]),
+            ("nothing", ["undefined"]),
+        ):
+            process = ended(lone_daemon, submit(lone_daemon, "js-odd", "odd", kind))
+            assert (process["state"], process["errors"]) == (FAILED, errors)
+        assert ended(lone_daemon, submit(lone_daemon, "js-odd", "once"))["out"] == [{"reads": "1"}]
+        assert worker.end() == 0
+
+
+@pytest.mark.slow
 def test_workflows_files_and_channels(lone_daemon: Daemon, tmp_path: Path) -> None:
     with at_work(lone_daemon, "js-2", tmp_path, slots=2):
         flow = """
