@@ -307,6 +307,52 @@ def test_workflows_files_and_channels(lone_daemon: Daemon, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+def test_a_workflow_that_fails_or_lasts_says_which_and_why(
+    lone_daemon: Daemon, tmp_path: Path
+) -> None:
+    """The nodes before it in the list ended because of it: they are not the ones to name."""
+    with at_work(lone_daemon, "js-wf", tmp_path, slots=2):
+        nodes: dict[str, Any] = {
+            "innocent": {"func": "until", "args": [str(tmp_path / "never")], "type": "js-wf"},
+            "guilty": {"func": "throws", "type": "js-wf"},
+        }
+        code = "return client.runWorkflow(args.nodes, {seconds: args.seconds})"
+        with pytest.raises(AssertionError, match=r"\(throws\) failed: this text is no number"):
+            script(lone_daemon, code, nodes=nodes, seconds=60)
+        del nodes["guilty"]
+        with pytest.raises(AssertionError, match=r"workflow [0-9a-f]{64} has not ended in 1 s"):
+            script(lone_daemon, code, nodes=nodes, seconds=1)
+
+
+@pytest.mark.slow
+def test_a_worker_that_waits_tells_why_on_the_standard_error(lone_daemon: Daemon) -> None:
+    """It has no key of an executor: in silence, nobody would know that it waits for one."""
+    key = PrivateKey.generate()
+    code = f"""
+        import {{ Worker }} from "{PACKAGE / "index.js"}";
+        import {{ fromEnvironment, serve }} from "{PACKAGE / "node.js"}";
+        const worker = new Worker(fromEnvironment(), {{ name: "js-new", type: "js" }});
+        await serve(worker.function("upper", ([text]) => text.toUpperCase()));
+    """
+    with subprocess.Popen(
+        ["node", "--input-type=module", "-e", code],
+        env=environ(lone_daemon, key),
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as worker:
+        silent = threading.Timer(20, worker.kill)
+        silent.start()
+        try:
+            assert worker.stderr is not None
+            told = worker.stderr.readline()
+        finally:
+            silent.cancel()
+            worker.send_signal(signal.SIGTERM)
+    assert told.startswith("waiting: ")
+    assert f"colony executor add js-new --type js --id {key.id} --approve" in told
+
+
+@pytest.mark.slow
 def test_a_cancel_reaches_the_function(lone_daemon: Daemon, tmp_path: Path) -> None:
     note = tmp_path / "note"
     with at_work(lone_daemon, "js-3", tmp_path / "store") as worker:
