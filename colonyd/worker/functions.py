@@ -228,11 +228,13 @@ class FunctionHandler:
                 return Ending(
                     output_of(await self._called(execution, attempt, args, kwargs), name), []
                 )
-            except (Exception, SystemExit, BaseExceptionGroup) as error:
+            except BaseException as error:
                 # A nursery of the function gathers what was raised in it, one error even.
                 raised = [*_leaves(error)]
-                if not all(isinstance(each, Exception | SystemExit) for each in raised):
-                    raise  # such as a cancellation
+                # Extensions in Rust raise panics of theirs, which are no Exceptions.
+                ends = (anyio.get_cancelled_exc_class(), GeneratorExit, KeyboardInterrupt)
+                if any(isinstance(each, ends) for each in raised):
+                    raise
                 told = [text for each in raised if isinstance(each, Failed) for text in each.errors]
                 if told:
                     return Ending([], told)
