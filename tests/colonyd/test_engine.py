@@ -109,6 +109,17 @@ def leaves_thread() -> None:
     sys.exit(3)
 
 
+async def fails_in_a_group() -> None:
+    async def fails() -> None:
+        raise KeyError("in a group")
+
+    if anyio.get_cancelled_exc_class() is asyncio.CancelledError:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(asyncio.sleep(60))
+            group.create_task(fails())
+    await fails()
+
+
 class Panic(BaseException):
     """As extensions in Rust raise it, which is no Exception."""
 
@@ -155,6 +166,7 @@ async def cancelled_within() -> None:
         (leaves, "SystemExit: 3"),
         (leaves_thread, "SystemExit: 3"),
         (cancelled_within, "CancelledError"),
+        (fails_in_a_group, "KeyError: 'in a group'"),
         (panics, "Panic: in an extension"),
         (panics_in_a_thread, "Panic: in an extension"),
         (cancels_a_loop_of_its_own, "CancelledError"),
