@@ -90,14 +90,19 @@ export class Client {
 
   /** Make the spec of a function. `options`: see the types. */
   spec(funcname, args = [], options = {}) {
+    const colonyname = this.#home();
     const { type = "", executors, kwargs, conditions, ...fields } = options;
+    const { executortype = type, executornames = executors } = conditions ?? {};
+    if (!executortype && !executornames?.length) {
+      throw new Error(`${funcname}: for executors of which type? give { type }`);
+    }
     return {
       funcname,
       args,
       ...(kwargs && { kwargs }),
       ...fields,
       conditions: {
-        colonyname: this.#home(),
+        colonyname,
         executortype: type,
         ...(executors && { executornames: executors }),
         ...conditions,

@@ -53,6 +53,9 @@ export class Worker {
   /** Offer a function: it gets (args, context) and returns the output. Returns the worker. */
   function(name, does) {
     if (typeof does !== "function") throw new Error(`${name} must be a function`);
+    if (/^(Async)?GeneratorFunction$/.test(does.constructor?.name)) {
+      throw new Error(`${name} is a generator, which has no result: return a list`);
+    }
     this.#functions.set(name, does);
     return this;
   }

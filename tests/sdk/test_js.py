@@ -183,6 +183,16 @@ def test_a_signed_request_is_the_wires() -> None:
         ("new colonyd.Identity('abc')", "a private key is 64 hexadecimal characters"),
         ("new colonyd.Client('nowhere')", "nowhere is no address of a server"),
         ("await new colonyd.Client('http://127.0.0.1:1').run('x')", "give the client the name"),
+        (
+            "new colonyd.Client('http://127.0.0.1:1', {colony: 'a'}).spec('x', [])",
+            "x: for executors of which type? give { type }",
+        ),
+        (
+            "const identity = colonyd.Identity.generate();"
+            "const at = new colonyd.Client('http://127.0.0.1:1', {identity, colony: 'a'});"
+            "new colonyd.Worker(at, {name: 'a', type: 'b'}).function('g', function* () {})",
+            "g is a generator, which has no result: return a list",
+        ),
         ("colonyd.fromEnvironment({})", "COLONIES_COLONY_NAME is not set"),
         (
             "new colonyd.Worker(new colonyd.Client('http://127.0.0.1:1'), {name: 'a'})",
