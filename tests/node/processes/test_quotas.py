@@ -375,11 +375,9 @@ def test_submissions_under_way_count() -> None:
     ],
 )
 def test_what_the_watch_told_before_its_submission_was_answered_counts_once(
-    limits: dict[str, int],
+    limits: QuotasConfig,
 ) -> None:
-    quotas = Quotas(
-        limits=QuotasConfig(**({"member_processes": 0, "colony_processes": 0} | limits))
-    )
+    quotas = Quotas(limits=limits)
     with quotas.processes("dev", "ann", ["1", "2", "3"]):
         quotas.running.add("dev", "1", Running("e", "cli", 1, 0, "", "ann", ""), 5)
         quotas.running.add("dev", "2", Running("e", "cli", 1, 0, "", "ann", ""), 5)
