@@ -315,9 +315,11 @@ class DialBack:
         if answer.reached and not self._shown[answer.nonce.hex()]:
             return False
         try:
-            seen = ipaddress.ip_address(answer.host.partition("%")[0])
+            seen = ipaddress.ip_address(answer.host)
         except ValueError:
             return False
+        if "%" in answer.host:
+            return False  # a zone can be any text, and a card with it could not be signed
         if self.loopback:
             return True
         if not self._is_outside(remote) or problem_of(answer.host, self.monitor.network):

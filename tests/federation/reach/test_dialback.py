@@ -201,6 +201,8 @@ async def test_the_present_address_stays_while_a_peer_names_it(
         ({"host": "169.254.169.254"}, True, False),
         ({"host": "127.0.0.1"}, True, False),
         ({"host": "no address"}, True, False),
+        ({"host": f"{THIRD}%1"}, False, False),
+        ({"host": f"{THIRD}%\x1b[31m"}, False, False),
         ({}, False, True),
     ],
 )
@@ -217,6 +219,17 @@ async def test_which_answers_tell_of_the_outside(
         await trio.sleep(61)
         await asker.round()
         assert asker.verdict() is (verdict if counts else Verdict.UNKNOWN), says
+
+
+async def test_an_address_that_no_card_may_have_is_not_believed(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It would stand in our own card, which then could not be signed any more."""
+    for host in (f"{OURS}%\x1b[31m", f"{THIRD}%a b", f"{THIRD}%1"):
+        asker = Asker({"host": host})
+        asker.dial_back.loopback = True
+        await asker.round()
+        assert asker.reach.address == "", host
 
 
 async def test_few_are_asked_and_a_verdict_without_answers_is_forgotten(
