@@ -133,7 +133,7 @@ class DialBack:
             raise Refusal(404, "not_found", "this colony has federation.global off")
         wish = load(opened.payload, Dial)
         network = self.monitor.network
-        if remote == BROUGHT:
+        if remote.startswith(BROUGHT):
             raise Refusal(403, "dial_source", "a mailbox brought the request: ask directly")
         if problem := problem_of(remote, network, loopback=self.loopback):
             raise Refusal(403, "dial_source", f"your address {remote} {problem}")

@@ -20,6 +20,7 @@ import trio
 from federation.dht.lookups import target
 from federation.forward import machine
 from federation.peers.context import Context
+from federation.peers.log_limit import LogLimiter
 from federation.peers.policy import TokenBucket
 from federation.peers.registry import BLOCKED, TRUSTED, Peers, PeerState
 from federation.transport.connection import Carrier, PeerConnection, PeerResponse
@@ -27,7 +28,13 @@ from federation.transport.endpoint import Endpoint
 from federation.transport.errors import Lost, Reason, RemoteRefusal, TransportError, Unsent
 from federation.wire.address import source_of
 from federation.wire.card import Card, open_card
-from federation.wire.envelope import Kind, Rejected, UnverifiedMessage, VerifiedMessage
+from federation.wire.envelope import (
+    Kind,
+    Rejected,
+    UnverifiedMessage,
+    VerifiedMessage,
+    inspect,
+)
 from federation.wire.invitation import KNOCK
 from federation.wire.messages import (
     MOST_INVITED,
@@ -60,6 +67,7 @@ _PART = 1_000_000  # bytes of an answer in one message
 _LONGEST = SIZES[Kind.OUTCOMES].bytes  # of an answer
 _SLOTS = 64  # messages that a poller works on at a time
 _PAUSE = 1.0  # seconds between polls that bring nothing, whatever the mailbox does
+_BROUGHT = 6_000  # messages a minute that a poller takes of one mailbox
 _PATIENCE = 60.0  # seconds until a mailbox that refused is polled again
 _ID_BYTES, _NAME_BYTES = 16, 8  # of an id and of an invitation's name, as a client tells them
 _JOIN = "/v1/join"
@@ -70,6 +78,7 @@ _STRANGERS_BYTES = 16_000_000  # bytes of these
 # signature is checked; for one client, with their bytes, counted after.
 _FROM_ADDRESS, _FROM_ALL, _FOR_CLIENT = 240, 1_200, 600
 _CLIENT_BYTES = 16_000_000
+_FOREIGN = 20  # messages a minute for one client that another colony signed than the sender
 _ADDRESSES = 512  # remembered; the one silent for longest makes room
 _FOUND = 64  # clients that are announced and whose cards are given out
 _SETTLE = 0.2  # seconds until a change is told, as others may follow
@@ -112,6 +121,7 @@ class _MailboxQueue:
     invited: frozenset[bytes] = frozenset()
     rate: TokenBucket = field(default_factory=TokenBucket)  # of strangers' messages
     bytes_rate: TokenBucket = field(default_factory=TokenBucket)
+    foreign: TokenBucket = field(default_factory=TokenBucket)  # messages signed by another colony
 
     def admits(self, issuer: str, wish: Pass) -> bool:
         """Return whether a colony that the mailbox does not trust may leave this message."""
@@ -357,6 +367,22 @@ class Mailbox:
             raise Rejected("unknown_issuer", "the card is another colony's")
         return card
 
+    def _count_foreign(self, to: str, sender: str, body: bytes) -> None:
+        """Count a message in the name of another colony than its sender. Raises Refusal.
+
+        It may be of the sender's former key, or false: then it counts at the receiver for that
+        colony, and for us, so fewer are taken than the receiver checks.
+        """
+        try:
+            issuer = inspect(body, limit=len(body)).issuer
+        except Rejected:
+            return  # the receiver refuses it unchecked
+        if self.peers.index.root(issuer) == self.peers.index.root(sender):
+            return
+        if wait := self._queues[to].foreign.take(_FOREIGN, trio.current_time()):
+            message = "too many messages signed by other colonies than their senders"
+            raise Refusal(429, "mailbox_sender", message, again=int(wait) + 1)
+
     async def forward(self, opened: VerifiedMessage, data: bytes) -> bytes:
         """Carry a message to a colony that polls us. Raises Refusal.
 
@@ -366,6 +392,7 @@ class Mailbox:
         to = self.peers.index.root(wish.to)
         if not self._serves(to):
             raise Refusal(429, "mailbox_absent", "that colony does not poll us now", again=5)
+        self._count_foreign(to, opened.issuer, wish.body)
         stranger = self.peers.state(opened.issuer) != TRUSTED
         try:
             answer = await self.carry(
@@ -664,6 +691,24 @@ class MailboxTerms:
         return Collect(wait, answers, named, b"".join(invited[-MOST_INVITED:]))
 
 
+@dataclass(eq=False)
+class _Intake:
+    """The limits of what one mailbox brings, and of the lines of the log about it."""
+
+    rate: TokenBucket = field(default_factory=TokenBucket)
+    lines: LogLimiter = field(default_factory=LogLimiter)
+
+    async def pace(self, count: int) -> None:
+        """Wait until so many messages more may come."""
+        if wait := self.rate.take(_BROUGHT, trio.current_time(), count):
+            await trio.sleep(wait)
+            self.rate.take(_BROUGHT, trio.current_time(), count)
+
+    def line(self) -> dict[str, int] | None:
+        """Return what to add to a line of the log about the mailbox; None to leave it out."""
+        return self.lines.line(trio.current_time())
+
+
 @dataclass
 class MailboxPoller:
     """Polls peers for messages to us, and lets `handle` answer these.
@@ -678,7 +723,7 @@ class MailboxPoller:
 
     async def collect_forever(self, connection: PeerConnection) -> None:
         """Poll one peer until cancelled, and answer messages meanwhile."""
-        slots, failures = trio.CapacityLimiter(_SLOTS), 0
+        slots, intake, failures = trio.CapacityLimiter(_SLOTS), _Intake(), 0
         async with trio.open_nursery() as nursery:
             if self.terms is not None and self.terms.wide:
                 tell = functools.partial(self._tell_forever, connection, self.terms)
@@ -691,16 +736,19 @@ class MailboxPoller:
                     self.answered(connection.id)
                 except (TransportError, Rejected) as error:
                     failures += 1
-                    log.info("mailbox not reached", peer=connection.id, error=error)
+                    if (more := intake.line()) is not None:
+                        log.info("mailbox not reached", peer=connection.id, error=error, **more)
                     refused = isinstance(error, TransportError) and error.final
                     await trio.sleep(_PATIENCE if refused else machine.delay(failures, self.chance))
                     continue
                 for parcel in parcels:
-                    nursery.start_soon(self._work_safely, connection, parcel, slots)
+                    nursery.start_soon(self._work_safely, connection, parcel, slots, intake)
                 if slots.available_tokens == 0:
                     async with slots:
                         pass
-                if not parcels:
+                if parcels:
+                    await intake.pace(len(parcels))
+                else:
                     await trio.sleep_until(began + _PAUSE)
 
     def _poll(self, wait: int) -> Collect:
@@ -726,21 +774,30 @@ class MailboxPoller:
         return load(opened.payload, Parcels).parcels
 
     async def _work_safely(
-        self, connection: PeerConnection, parcel: Parcel, slots: trio.CapacityLimiter
+        self,
+        connection: PeerConnection,
+        parcel: Parcel,
+        slots: trio.CapacityLimiter,
+        intake: _Intake,
     ) -> None:
         with contained("message of a mailbox", peer=connection.id, path=parcel.path):
-            await self._work(connection, parcel, slots)
+            await self._work(connection, parcel, slots, intake)
 
     async def _work(
-        self, connection: PeerConnection, parcel: Parcel, slots: trio.CapacityLimiter
+        self,
+        connection: PeerConnection,
+        parcel: Parcel,
+        slots: trio.CapacityLimiter,
+        intake: _Intake,
     ) -> None:
         """Answer one message. If the answer is lost, the sender repeats the message."""
         async with slots:
             if parcel.path in ("/v1/mail", "/v1/pass"):
                 return
-            # Without an address: the message did not come from the local network.
+            # The mailbox takes the place of an address, so its false messages count for it alone.
+            remote = f"{BROUGHT}{connection.id}"
             headers = {KNOCK: parcel.knock} if parcel.knock else {}
-            request = Request("POST", parcel.path, "", headers, parcel.body, BROUGHT)
+            request = Request("POST", parcel.path, "", headers, parcel.body, remote)
             response = await self.handle(request)
             after = dict(response.headers).get("retry-after", "")
             data = bytes(response.body)
@@ -750,4 +807,6 @@ class MailboxPoller:
                     reply = Reply(parcel.id, response.status, after, part, more)
                     await self._exchange(connection, Collect(0, [reply]))
             except (TransportError, Rejected) as error:
-                log.info("answer not brought to the mailbox", peer=connection.id, error=error)
+                if (left := intake.line()) is not None:
+                    peerid = connection.id
+                    log.info("answer not brought to the mailbox", peer=peerid, error=error, **left)

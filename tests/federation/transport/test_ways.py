@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import logging
 import random
 from typing import Any, cast
 
+import msgspec
 import pytest
 import trio
 
@@ -13,11 +16,11 @@ from colonyd.keys import PrivateKey
 from federation.peers.context import Context
 from federation.peers.registry import PENDING, TRUSTED, Peer, Peers, PeerState
 from federation.transport.connection import Carrier, PeerConnection, PeerResponse
-from federation.transport.errors import TransportError
+from federation.transport.errors import TransportError, Unsent
 from federation.transport.mailbox import Mailbox, MailboxPoller, Reachability
 from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind, VerifiedMessage
-from federation.wire.messages import Heard, Parcels, Passed, dump
+from federation.wire.messages import Collect, Heard, Parcel, Parcels, Passed, dump
 from federation.wire.signer import Signer
 from node.http.server import Request, Response
 from tests.federation.peers.test_registry import registry
@@ -169,6 +172,42 @@ async def test_a_mailbox_that_answers_polls_at_once_does_not_keep_its_client_bus
     with trio.move_on_after(60):
         await poller.collect_forever(Hasty(entry, ways.peers.signer, Led()))
     assert 10 < polls <= 61
+
+
+async def test_a_mailbox_that_brings_rubbish_without_end_is_paced_and_logged_within_bounds(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    handled = 0
+    numbers = itertools.count()
+
+    class Flood(PeerConnection):
+        def seal(self, kind: Kind, message: msgspec.Struct, **claims: Any) -> bytes:
+            return b"answer" if cast(Collect, message).answers else b""
+
+        async def post(self, path: str, body: bytes, *args: Any) -> tuple[VerifiedMessage, bytes]:
+            assert next(numbers) < 500_000
+            await trio.lowlevel.checkpoint()
+            if body:
+                raise Unsent("no answer is taken")
+            found = [
+                Parcel(b"%d" % each, "/v2/cancel", b"%d" % next(numbers), 0) for each in range(64)
+            ]
+            return VerifiedMessage(self.id, "", b"c", 0, 9, dump(Parcels(found)), b""), b""
+
+    async def handle(request: Request) -> Response:
+        nonlocal handled
+        handled += 1
+        return Response(400, b"", "application/json")
+
+    ways = Ways(())
+    (entry,) = ways.peers.known.values()
+    poller = MailboxPoller(handle, random.Random(1))
+    with trio.move_on_after(120):
+        await poller.collect_forever(Flood(entry, ways.peers.signer, Led()))
+    assert 12_000 <= handled < 19_000, "6000 a minute, and as many at first"
+    lines = [each for each in caplog.records if "not brought to the mailbox" in each.getMessage()]
+    assert 20 <= len(lines) <= 61
 
 
 async def test_a_sender_does_not_stay_with_one_mailbox(
