@@ -30,7 +30,7 @@ from federation.transport.connection import PeerConnection
 from federation.transport.dial import fetch_card
 from federation.transport.endpoint import Endpoint
 from federation.transport.errors import RemoteRefusal, TransportError
-from federation.wire.address import host_of, source_of
+from federation.wire.address import host_of, is_public, source_of
 from federation.wire.card import Card
 from federation.wire.envelope import Kind, Rejected, VerifiedMessage
 from federation.wire.messages import Dial, Dialled, load
@@ -135,7 +135,10 @@ class DialBack:
         network = self.monitor.network
         if remote.startswith(BROUGHT):
             raise Refusal(403, "dial_source", "a mailbox brought the request: ask directly")
-        if problem := problem_of(remote, network, loopback=self.loopback):
+        problem = problem_of(remote, network, loopback=self.loopback)
+        if not (problem or self.private or self.loopback or is_public(remote)):
+            problem = "is of a private network, and tells nothing of the Internet"
+        if problem:
             raise Refusal(403, "dial_source", f"your address {remote} {problem}")
         wait = self._bucket.take(_RATE, trio.current_time())
         if wait or self._under_way >= _AT_ONCE:

@@ -285,6 +285,30 @@ async def test_dial_backs_for_all_peers_are_bounded(
     assert set(tried) == {f"{OTHER}:50081"}
 
 
+async def test_private_addresses_are_dialled_only_in_a_dht_of_our_own(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A daemon in a container may see one address of its own network for all that comes in."""
+    tried: list[str] = []
+
+    async def fetch(address: str, *words: Any, **more: Any) -> tuple[Card, bytes]:
+        tried.append(address)
+        raise Unsent("nobody there")
+
+    for private in (False, True):
+        asker = Asker({}, private=private)
+        asker.dial_back.fetch = fetch
+        payload = dump(Dial(22, secrets.token_bytes(16)))
+        wish = VerifiedMessage(next(iter(asker.voices)), "", b"c", 0, 9, payload, b"")
+        for host in ("172.17.0.1", "192.168.1.9", "100.64.0.7"):
+            if private:
+                await asker.dial_back.answer(wish, host)
+            else:
+                with pytest.raises(Refusal, match="dial_source"):
+                    await asker.dial_back.answer(wish, host)
+        assert len(tried) == (3 if private else 0)
+
+
 async def test_the_address_that_was_tried_is_named_once() -> None:
     at = f"127.0.0.1:{free_port()}"
     with pytest.raises(Unsent) as refused:
