@@ -23,7 +23,12 @@ from federation.peers.context import Context
 from federation.peers.log_limit import LogLimiter
 from federation.peers.policy import TokenBucket
 from federation.peers.registry import BLOCKED, TRUSTED, Peers, PeerState
-from federation.transport.connection import Carrier, PeerConnection, PeerResponse
+from federation.transport.connection import (
+    MAILBOX_WAIT,
+    Carrier,
+    PeerConnection,
+    PeerResponse,
+)
 from federation.transport.endpoint import Endpoint
 from federation.transport.errors import Lost, Reason, RemoteRefusal, TransportError, Unsent
 from federation.wire.address import source_of
@@ -450,7 +455,8 @@ async def pass_on(
         if error.reason is not Reason.LATER:
             raise Lost(f"its mailbox: {error}") from None
         code = f"its mailbox: {error.code}"
-        raise RemoteRefusal(code, error.message, Reason.LATER, seconds=error.seconds) from None
+        seconds = min(error.seconds, MAILBOX_WAIT)
+        raise RemoteRefusal(code, error.message, Reason.LATER, seconds=seconds) from None
     except Rejected as error:
         raise Lost(f"its mailbox: {error}") from None
     return PeerResponse(passed.status, passed.after, passed.data, brought=True)

@@ -16,7 +16,7 @@ from colonyd.keys import PrivateKey
 from federation.peers.context import Context
 from federation.peers.registry import PENDING, TRUSTED, Peer, Peers, PeerState
 from federation.transport.connection import Carrier, PeerConnection, PeerResponse
-from federation.transport.errors import TransportError, Unsent
+from federation.transport.errors import RemoteRefusal, TransportError, Unsent
 from federation.transport.mailbox import Mailbox, MailboxPoller, Reachability
 from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind, VerifiedMessage
@@ -136,6 +136,35 @@ async def test_a_mailbox_that_brings_what_the_peer_did_not_sign_gives_way(
         assert (
             used[1:] == [each for each in (ways.keys[1].id, ways.keys[2].id) if each != used[0]] * 2
         )
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_a_mailbox_that_asks_for_patience_gives_way_before_it_has_its_turn_again(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    """In its own name, or as the peer's answer, which the peer did not sign."""
+    await trio.sleep(1)
+    real, ways, used = PeerConnection.exchange, Ways((1, 2), (), ()), list[str]()
+
+    async def exchange(self: PeerConnection, path: str, body: bytes, wait: float) -> PeerResponse:
+        if path != "/v1/pass":
+            return await real(self, path, body, wait)
+        used.append(self.id)
+        if own:
+            return PeerResponse(429, "300", b'{"code": "mailbox_full"}')
+        key = next(key for key in ways.keys if key.id == self.id)
+        passed = Passed(429, "300", b'{"code": "busy"}')
+        sealed = Signer(key, NOW).seal(Kind.PASSED, ways.peers.signer.key.id, passed)
+        return PeerResponse(200, "", sealed)
+
+    monkeypatch.setattr(PeerConnection, "exchange", exchange)
+    connection = ways.connections[ways.keys[0].id]
+    for _ in range(2):
+        with pytest.raises(RemoteRefusal) as refused:
+            await connection.post("/v1/say", b"x", Kind.HEARD)
+        assert 0 < refused.value.seconds < 300
+        await trio.sleep(refused.value.seconds)
+    assert len(set(used)) == 2
 
 
 async def test_nothing_is_left_with_colonies_that_are_not_trusted_while_global_is_off() -> None:
