@@ -72,7 +72,7 @@ class Ways:
             self.connections,
             self.connect,
             lambda: b"our card",
-            self.sought.append,
+            lambda mailbox, peerid: self.sought.append(mailbox),
             wide,
         )
         for peer in known:
