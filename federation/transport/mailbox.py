@@ -72,7 +72,7 @@ _PART = 1_000_000  # bytes of an answer in one message
 _LONGEST = SIZES[Kind.OUTCOMES].bytes  # of an answer
 _SLOTS = 64  # messages that a poller works on at a time
 _PAUSE = 1.0  # seconds between polls that bring nothing, whatever the mailbox does
-_BROUGHT = 6_000  # messages a minute that a poller takes of one mailbox
+_MOST_BROUGHT = 6_000  # messages a minute that a poller takes of one mailbox
 _PATIENCE = 60.0  # seconds until a mailbox that refused is polled again
 _ID_BYTES, _NAME_BYTES = 16, 8  # of an id and of an invitation's name, as a client tells them
 _JOIN = "/v1/join"
@@ -711,9 +711,9 @@ class _Intake:
 
     async def pace(self, count: int) -> None:
         """Wait until so many messages more may come."""
-        if wait := self.rate.take(_BROUGHT, trio.current_time(), count):
+        if wait := self.rate.take(_MOST_BROUGHT, trio.current_time(), count):
             await trio.sleep(wait)
-            self.rate.take(_BROUGHT, trio.current_time(), count)
+            self.rate.take(_MOST_BROUGHT, trio.current_time(), count)
 
     def line(self) -> dict[str, int] | None:
         """Return what to add to a line of the log about the mailbox; None to leave it out."""
