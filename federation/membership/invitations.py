@@ -28,7 +28,7 @@ from federation.wire.card import Card, open_card
 from federation.wire.envelope import Kind, VerifiedMessage
 from federation.wire.invitation import Token
 from federation.wire.messages import Join, Welcome, load
-from federation.wire.refusals import Refusal
+from federation.wire.refusals import BROUGHT, Refusal
 from node.etcd.batch import read
 from node.etcd.txn import Absent, Delete, ModRevision, Put
 from node.host.log import get_logger
@@ -192,17 +192,22 @@ class Invitations:
         """
         now = trio.current_time()
         known = self._shown(shown, body)
-        if known is not None:
-            wait = known.take(_EACH, now)
+        if known is None:
+            wait = self._of(source_of(remote)).take(_EACH, now) or self._all.take(_ALL, now)
+        elif remote.startswith(BROUGHT):
+            # The mailbox may bring one join again and again: others come by other ways.
+            wait = self._of(f"{remote} {shown.partition(' ')[0]}").take(_EACH, now)
         else:
-            source = source_of(remote)
-            bucket = self._each.pop(source, None) or TokenBucket()
-            self._each[source] = bucket
-            if len(self._each) > _ADDRESSES:
-                self._each.popitem(last=False)
-            wait = bucket.take(_EACH, now) or self._all.take(_ALL, now)
+            wait = known.take(_EACH, now)
         if wait:
             raise Refusal(429, "join_rate", "too many attempts to join", again=int(wait) + 1)
+
+    def _of(self, source: str) -> TokenBucket:
+        """Return the attempts of an address, or of a mailbox with one invitation."""
+        bucket = self._each[source] = self._each.pop(source, TokenBucket())
+        if len(self._each) > _ADDRESSES:
+            self._each.popitem(last=False)
+        return bucket
 
     def _shown(self, shown: str, body: bytes) -> TokenBucket | None:
         """Return the attempts of the invitation whose key made `shown`, None for any other text.

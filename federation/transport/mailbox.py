@@ -20,14 +20,26 @@ import trio
 from federation.dht.lookups import target
 from federation.forward import machine
 from federation.peers.context import Context
+from federation.peers.log_limit import LogLimiter
 from federation.peers.policy import TokenBucket
 from federation.peers.registry import BLOCKED, TRUSTED, Peers, PeerState
-from federation.transport.connection import Carrier, PeerConnection, PeerResponse
+from federation.transport.connection import (
+    MAILBOX_WAIT,
+    Carrier,
+    PeerConnection,
+    PeerResponse,
+)
 from federation.transport.endpoint import Endpoint
 from federation.transport.errors import Lost, Reason, RemoteRefusal, TransportError, Unsent
 from federation.wire.address import source_of
 from federation.wire.card import Card, open_card
-from federation.wire.envelope import Kind, Rejected, UnverifiedMessage, VerifiedMessage
+from federation.wire.envelope import (
+    Kind,
+    Rejected,
+    UnverifiedMessage,
+    VerifiedMessage,
+    inspect,
+)
 from federation.wire.invitation import KNOCK
 from federation.wire.messages import (
     MOST_INVITED,
@@ -60,6 +72,7 @@ _PART = 1_000_000  # bytes of an answer in one message
 _LONGEST = SIZES[Kind.OUTCOMES].bytes  # of an answer
 _SLOTS = 64  # messages that a poller works on at a time
 _PAUSE = 1.0  # seconds between polls that bring nothing, whatever the mailbox does
+_MOST_BROUGHT = 6_000  # messages a minute that a poller takes of one mailbox
 _PATIENCE = 60.0  # seconds until a mailbox that refused is polled again
 _ID_BYTES, _NAME_BYTES = 16, 8  # of an id and of an invitation's name, as a client tells them
 _JOIN = "/v1/join"
@@ -70,6 +83,7 @@ _STRANGERS_BYTES = 16_000_000  # bytes of these
 # signature is checked; for one client, with their bytes, counted after.
 _FROM_ADDRESS, _FROM_ALL, _FOR_CLIENT = 240, 1_200, 600
 _CLIENT_BYTES = 16_000_000
+_FOREIGN = 20  # messages a minute for one client that another colony signed than the sender
 _ADDRESSES = 512  # remembered; the one silent for longest makes room
 _FOUND = 64  # clients that are announced and whose cards are given out
 _SETTLE = 0.2  # seconds until a change is told, as others may follow
@@ -112,6 +126,7 @@ class _MailboxQueue:
     invited: frozenset[bytes] = frozenset()
     rate: TokenBucket = field(default_factory=TokenBucket)  # of strangers' messages
     bytes_rate: TokenBucket = field(default_factory=TokenBucket)
+    foreign: TokenBucket = field(default_factory=TokenBucket)  # messages signed by another colony
 
     def admits(self, issuer: str, wish: Pass) -> bool:
         """Return whether a colony that the mailbox does not trust may leave this message."""
@@ -357,6 +372,22 @@ class Mailbox:
             raise Rejected("unknown_issuer", "the card is another colony's")
         return card
 
+    def _count_foreign(self, to: str, sender: str, body: bytes) -> None:
+        """Count a message in the name of another colony than its sender. Raises Refusal.
+
+        It may be of the sender's former key, or false: then it counts at the receiver for that
+        colony, and for us, so fewer are taken than the receiver checks.
+        """
+        try:
+            issuer = inspect(body, limit=len(body)).issuer
+        except Rejected:
+            return  # the receiver refuses it unchecked
+        if self.peers.index.root(issuer) == self.peers.index.root(sender):
+            return
+        if wait := self._queues[to].foreign.take(_FOREIGN, trio.current_time()):
+            message = "too many messages signed by other colonies than their senders"
+            raise Refusal(429, "mailbox_sender", message, again=int(wait) + 1)
+
     async def forward(self, opened: VerifiedMessage, data: bytes) -> bytes:
         """Carry a message to a colony that polls us. Raises Refusal.
 
@@ -366,6 +397,7 @@ class Mailbox:
         to = self.peers.index.root(wish.to)
         if not self._serves(to):
             raise Refusal(429, "mailbox_absent", "that colony does not poll us now", again=5)
+        self._count_foreign(to, opened.issuer, wish.body)
         stranger = self.peers.state(opened.issuer) != TRUSTED
         try:
             answer = await self.carry(
@@ -423,7 +455,8 @@ async def pass_on(
         if error.reason is not Reason.LATER:
             raise Lost(f"its mailbox: {error}") from None
         code = f"its mailbox: {error.code}"
-        raise RemoteRefusal(code, error.message, Reason.LATER, seconds=error.seconds) from None
+        seconds = min(error.seconds, MAILBOX_WAIT)
+        raise RemoteRefusal(code, error.message, Reason.LATER, seconds=seconds) from None
     except Rejected as error:
         raise Lost(f"its mailbox: {error}") from None
     return PeerResponse(passed.status, passed.after, passed.data, brought=True)
@@ -434,9 +467,9 @@ class Reachability:
     """Tells which peers are reached through a mailbox, ours or another's, and which peers we poll.
 
     `connections` are those to the trusted peers, by the id under which each is kept. `connect`
-    makes one to a mailbox that is no trusted peer, and `seek` has such a mailbox looked up by id.
-    `card` returns our signed card. Without `wide` (`federation.global` is off), nothing is left at
-    mailboxes that are no trusted peers.
+    makes one to a mailbox that is no trusted peer, and `seek` has such a mailbox looked up: its id,
+    and that of the peer whose card names it. `card` returns our signed card. Without
+    `wide` (`federation.global` is off), nothing is left at mailboxes that are no trusted peers.
     """
 
     context: Context
@@ -444,7 +477,7 @@ class Reachability:
     connections: Mapping[str, PeerConnection]
     connect: Callable[[PeerState], PeerConnection]
     card: Callable[[], bytes]
-    seek: Callable[[str], object]
+    seek: Callable[[str, str], object]
     wide: bool = False
     changed: WakeUp = field(default_factory=WakeUp)
     _configured: set[str] = field(default_factory=set)
@@ -527,9 +560,14 @@ class Reachability:
         known = [(each, self._to(each)) for each in named if each not in entry.peer.ids]
         usable = [(name, at) for name, at in known if at is not None]
         if len(usable) < len(known):
-            for name, at in known:
-                if at is None and peers.index.root(name) not in self.connections:
-                    self.seek(name)
+            lacking = [
+                name
+                for name, at in known
+                if at is None and peers.index.root(name) not in self.connections
+            ]
+            # Few are looked up at once, so each has its turn.
+            for name in self.context.chance.sample(lacking, len(lacking)):
+                self.seek(name, entry.peer.id)
         if not usable:
             return None
         now = trio.current_time()
@@ -664,6 +702,24 @@ class MailboxTerms:
         return Collect(wait, answers, named, b"".join(invited[-MOST_INVITED:]))
 
 
+@dataclass(eq=False)
+class _Intake:
+    """The limits of what one mailbox brings, and of the lines of the log about it."""
+
+    rate: TokenBucket = field(default_factory=TokenBucket)
+    lines: LogLimiter = field(default_factory=LogLimiter)
+
+    async def pace(self, count: int) -> None:
+        """Wait until so many messages more may come."""
+        if wait := self.rate.take(_MOST_BROUGHT, trio.current_time(), count):
+            await trio.sleep(wait)
+            self.rate.take(_MOST_BROUGHT, trio.current_time(), count)
+
+    def line(self) -> dict[str, int] | None:
+        """Return what to add to a line of the log about the mailbox; None to leave it out."""
+        return self.lines.line(trio.current_time())
+
+
 @dataclass
 class MailboxPoller:
     """Polls peers for messages to us, and lets `handle` answer these.
@@ -678,7 +734,7 @@ class MailboxPoller:
 
     async def collect_forever(self, connection: PeerConnection) -> None:
         """Poll one peer until cancelled, and answer messages meanwhile."""
-        slots, failures = trio.CapacityLimiter(_SLOTS), 0
+        slots, intake, failures = trio.CapacityLimiter(_SLOTS), _Intake(), 0
         async with trio.open_nursery() as nursery:
             if self.terms is not None and self.terms.wide:
                 tell = functools.partial(self._tell_forever, connection, self.terms)
@@ -691,16 +747,19 @@ class MailboxPoller:
                     self.answered(connection.id)
                 except (TransportError, Rejected) as error:
                     failures += 1
-                    log.info("mailbox not reached", peer=connection.id, error=error)
+                    if (more := intake.line()) is not None:
+                        log.info("mailbox not reached", peer=connection.id, error=error, **more)
                     refused = isinstance(error, TransportError) and error.final
                     await trio.sleep(_PATIENCE if refused else machine.delay(failures, self.chance))
                     continue
                 for parcel in parcels:
-                    nursery.start_soon(self._work_safely, connection, parcel, slots)
+                    nursery.start_soon(self._work_safely, connection, parcel, slots, intake)
                 if slots.available_tokens == 0:
                     async with slots:
                         pass
-                if not parcels:
+                if parcels:
+                    await intake.pace(len(parcels))
+                else:
                     await trio.sleep_until(began + _PAUSE)
 
     def _poll(self, wait: int) -> Collect:
@@ -726,21 +785,30 @@ class MailboxPoller:
         return load(opened.payload, Parcels).parcels
 
     async def _work_safely(
-        self, connection: PeerConnection, parcel: Parcel, slots: trio.CapacityLimiter
+        self,
+        connection: PeerConnection,
+        parcel: Parcel,
+        slots: trio.CapacityLimiter,
+        intake: _Intake,
     ) -> None:
         with contained("message of a mailbox", peer=connection.id, path=parcel.path):
-            await self._work(connection, parcel, slots)
+            await self._work(connection, parcel, slots, intake)
 
     async def _work(
-        self, connection: PeerConnection, parcel: Parcel, slots: trio.CapacityLimiter
+        self,
+        connection: PeerConnection,
+        parcel: Parcel,
+        slots: trio.CapacityLimiter,
+        intake: _Intake,
     ) -> None:
         """Answer one message. If the answer is lost, the sender repeats the message."""
         async with slots:
             if parcel.path in ("/v1/mail", "/v1/pass"):
                 return
-            # Without an address: the message did not come from the local network.
+            # The mailbox takes the place of an address, so its false messages count for it alone.
+            remote = f"{BROUGHT}{connection.id}"
             headers = {KNOCK: parcel.knock} if parcel.knock else {}
-            request = Request("POST", parcel.path, "", headers, parcel.body, BROUGHT)
+            request = Request("POST", parcel.path, "", headers, parcel.body, remote)
             response = await self.handle(request)
             after = dict(response.headers).get("retry-after", "")
             data = bytes(response.body)
@@ -750,4 +818,6 @@ class MailboxPoller:
                     reply = Reply(parcel.id, response.status, after, part, more)
                     await self._exchange(connection, Collect(0, [reply]))
             except (TransportError, Rejected) as error:
-                log.info("answer not brought to the mailbox", peer=connection.id, error=error)
+                if (left := intake.line()) is not None:
+                    peerid = connection.id
+                    log.info("answer not brought to the mailbox", peer=peerid, error=error, **left)
