@@ -69,7 +69,7 @@ class RpcClient:
         `verify` checks its certificate; True: the authorities of the system. `audience` is the id
         of the server that all requests are signed for; without one, the server is asked. `again`
         returns the address anew when nothing listens, or when a call is denied: a daemon may have
-        been started elsewhere.
+        been started elsewhere; "" while there is none.
         """
         self.url = url.rstrip("/")
         self._given = audience
@@ -120,12 +120,20 @@ class RpcClient:
                 raise
         # The server goes on under another key.
         self._learned = None
-        audience = await self.audience(timeout)
-        return await self._send(payloadtype, fields, key, audience, timeout, attempts)
+        now = await self.audience(timeout)
+        try:
+            return await self._send(payloadtype, fields, key, now, timeout, attempts)
+        except Denied as error:
+            if self._again is None:
+                raise
+            # Or another colony's took its place, while ours is away.
+            self._learned = audience
+            why = f"{self.url}: another server answers there ({error.message})"
+            raise Unreachable(why, sent=False) from error
 
     def _look_again(self) -> None:
         """Let the next call go to where the daemon says now that it is."""
-        if self._again is not None and (url := self._again()) != self.url:
+        if self._again is not None and (url := self._again()) and url != self.url:
             self.url, self._learned = url, None
 
     async def audience(self, timeout: float = 10.0) -> str:

@@ -108,7 +108,7 @@ class Settings:
         Raises ColonyError, Unreachable.
         """
         url, audience = self.url(), self.environ.get("COLONIES_SERVER_ID", "")
-        again = self.url if self.own else None
+        again = self._told if self.own else None
         if not url.lower().startswith("https://"):
             return RpcClient(url, audience=audience, again=again)
         own, pin = None, self.environ.get(PIN, "")
@@ -116,6 +116,14 @@ class Settings:
             own = certificate() if certificate else self.home / "tls.crt"
         verify = verification(url, pin=pin, own=own)
         return RpcClient(url, verify, audience=audience, again=again)
+
+    def _told(self) -> str:
+        """Return the address that the home's daemon wrote, "" while it has none.
+
+        Then it starts or is stopped, and whatever answers at another address is another colony's.
+        """
+        told = read_listening(self.home)
+        return told.url if told is not None else ""
 
     @property
     def colony(self) -> str:

@@ -28,7 +28,7 @@ _POLL = 30  # seconds of one assign long-poll; each writes a few bytes to the st
 _LOOK = 5.0  # seconds between looks at a running process: a heartbeat, and sees a cancel
 _AFTER_DEADLINE = 60.0  # seconds past its deadline for which a result is still offered
 _CLOSING = 60.0  # seconds of one try to close: an output may be large, and the way slow
-_LAST_LINES = 3.0  # seconds for the last lines of a process's log
+_LAST_LINES = 30.0  # seconds for the last lines of a process's log, to a server that is away
 _LOG_ATTEMPTS = 8  # of sending the same lines to a server that is away: half a minute
 _REMEMBERED = 10_000  # processes that were taken: a listing may be older than their end
 _LAST_WORDS = 5.0  # seconds for the closing call of a process that was stopped
@@ -258,7 +258,9 @@ class Engine:
             if handler is None:
                 known = ", ".join(sorted(self.handlers))
                 text = f"executor {self._name} has no function {name!r}; it has: {known}"
-                ending: Ending | None = Ending([], [text])
+                unknown = Ending([], [text])
+                self._keep(processid, unknown)
+                ending: Ending | None = unknown
             else:
                 ending = await self._handle(handler, execution)
             took = round(anyio.current_time() - began, 3)
@@ -266,7 +268,6 @@ class Engine:
                 how = "withdrawn" if execution.withdrawn else "left running"
                 self._report(how, {"processid": processid, "function": name})
                 return
-            self._keep(processid, ending)
             closed = await self._close(processid, ending, deadline_of(process))
             if closed is None:
                 return
@@ -292,6 +293,8 @@ class Engine:
                 if handler.resumes:
                     group.start_soon(self._cancel_on_stop, group.cancel_scope)
                 ending = await _ending(handler, execution)
+                if ending is not None:
+                    self._keep(execution.id, ending)
                 execution.feed.finish()
                 with anyio.move_on_after(_LAST_LINES):
                     await execution.feed.sent.wait()
@@ -299,9 +302,7 @@ class Engine:
             left = True
         finally:
             self.watcher.end(execution.id)
-            if not left and ending is not None:
-                self._keep(execution.id, ending)
-            elif not left and not self._outlives(handler, execution):
+            if not left and ending is None and not self._outlives(handler, execution):
                 await self._last_words(execution.id)
         return ending
 

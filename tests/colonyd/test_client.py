@@ -20,6 +20,7 @@ from colonyd.client.client import Client, NotEnded, ProcessFailed, WorkflowFaile
 from colonyd.client.values import Conditions, OddReply, Spec, State
 from colonyd.client.workflow import Workflow, task
 from colonyd.errors import ColonyError, Invalid, NotFound
+from colonyd.rpc import Signed, Unreachable
 from colonyd.settings import Settings
 from tests.support.daemons import REPOSITORY, Daemon, free_port
 
@@ -348,6 +349,55 @@ def test_a_blocking_client_has_every_method() -> None:
     assert methods(Client) - {"rpc", "of"} <= methods(BlockingClient)
     for name in methods(Client) & methods(BlockingClient):
         assert inspect.getdoc(vars(BlockingClient)[name])
+
+
+def test_another_colonys_daemon_in_the_place_of_ours_is_not_taken_for_it(tmp_path: Path) -> None:
+    """Ours is away, not unwilling: what it is asked for is asked again, until it is back."""
+    ours, other = Daemon(tmp_path / "dev", "dev"), Daemon(tmp_path / "other", "other")
+    settings = Settings.find(home=ours.home, environ={})
+
+    async def main() -> None:
+        ours.environ["COLONYD_FEDERATION__ENABLED"] = "false"
+        other.environ["COLONYD_FEDERATION__ENABLED"] = "false"
+        await anyio.to_thread.run_sync(ours.start)
+        async with settings.client() as client:
+            mine = Signed(client, settings.member_key())
+            fields = {"colonyname": "dev", "state": 0, "count": 10}
+            await mine.call("getprocessesmsg", fields)
+            await anyio.to_thread.run_sync(ours.kill)
+            other.port = ours.port
+            await anyio.to_thread.run_sync(other.start)
+            for _ in range(2):
+                with pytest.raises(Unreachable, match="another server answers there"):
+                    await mine.call("getprocessesmsg", fields)
+            ours.port = free_port()
+            await anyio.to_thread.run_sync(ours.start)
+            assert await mine.call("getprocessesmsg", fields) == []
+
+    try:
+        anyio.run(main, backend="trio")
+    finally:
+        for daemon in (ours, other):
+            if daemon.process is not None:
+                daemon.stop()
+
+
+def test_a_client_goes_nowhere_else_while_its_daemon_is_stopped(tmp_path: Path) -> None:
+    """It went to the usual port, where another colony's daemon may be."""
+    ours = Daemon(tmp_path / "dev", "dev", {"COLONYD_FEDERATION__ENABLED": "false"})
+    settings = Settings.find(home=ours.home, environ={})
+
+    async def main() -> None:
+        await anyio.to_thread.run_sync(ours.start)
+        async with settings.client() as client:
+            mine, url = Signed(client, settings.member_key()), client.url
+            await mine.call("getcolonystatsmsg", {"colonyname": "dev"})
+            await anyio.to_thread.run_sync(ours.stop)
+            for _ in range(2):
+                with pytest.raises(Unreachable, match=url):
+                    await mine.call("getcolonystatsmsg", {"colonyname": "dev"})
+
+    anyio.run(main, backend="trio")
 
 
 @BACKENDS
