@@ -19,13 +19,13 @@ import trio
 
 from federation.dht.lookups import target
 from federation.forward import machine
+from federation.peers.address_limit import AddressLimiter
 from federation.peers.context import Context
 from federation.peers.policy import TokenBucket
 from federation.peers.registry import BLOCKED, TRUSTED, Peers, PeerState
 from federation.transport.connection import Carrier, PeerConnection, PeerResponse
 from federation.transport.endpoint import Endpoint
 from federation.transport.errors import Lost, Reason, RemoteRefusal, TransportError, Unsent
-from federation.wire.address import source_of
 from federation.wire.card import Card, open_card
 from federation.wire.envelope import Kind, Rejected, UnverifiedMessage, VerifiedMessage
 from federation.wire.invitation import KNOCK
@@ -70,7 +70,6 @@ _STRANGERS_BYTES = 16_000_000  # bytes of these
 # signature is checked; for one client, with their bytes, counted after.
 _FROM_ADDRESS, _FROM_ALL, _FOR_CLIENT = 240, 1_200, 600
 _CLIENT_BYTES = 16_000_000
-_ADDRESSES = 512  # remembered; the one silent for longest makes room
 _FOUND = 64  # clients that are announced and whose cards are given out
 _SETTLE = 0.2  # seconds until a change is told, as others may follow
 _AVOIDED = 20.0  # seconds for which a peer's other mailboxes are preferred after a failure
@@ -140,8 +139,9 @@ class Mailbox:
     arrived: Callable[[str], None]
     strangers: bool = False
     draining: bool = False
-    _all: TokenBucket = field(default_factory=TokenBucket)
-    _each: OrderedDict[str, TokenBucket] = field(default_factory=OrderedDict)
+    _limiter: AddressLimiter = field(
+        default_factory=lambda: AddressLimiter(_FROM_ADDRESS, _FROM_ALL)
+    )
     _queues: dict[str, _MailboxQueue] = field(default_factory=dict)
     _count: int = 0
     _bytes: int = 0  # held for all colonies
@@ -342,13 +342,7 @@ class Mailbox:
             or not queue.admits(seen.issuer, wish)
         ):
             raise _closed()
-        now, source = trio.current_time(), source_of(remote)
-        bucket = self._each.pop(source, None) or TokenBucket()
-        self._each[source] = bucket
-        if len(self._each) > _ADDRESSES:
-            self._each.popitem(last=False)
-        wait = bucket.take(_FROM_ADDRESS, now) or self._all.take(_FROM_ALL, now)
-        if wait:
+        if wait := self._limiter.take(remote, trio.current_time()):
             message = "too many messages of colonies that this mailbox does not trust"
             raise Refusal(429, "mailbox_rate", message, again=int(wait) + 1)
         clock = self.signer.clock
