@@ -1,6 +1,6 @@
 """The search for mailboxes of our own, while nobody can connect to us: chosen, told, replaced.
 
-`mailboxes` chooses, `transport.mailbox` polls, and `verdict` knows whether we are reached.
+`mailboxes` chooses, `transport.polling` polls, and `verdict` knows whether we are reached.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from federation.peers.owncard import OwnCard
 from federation.peers.registry import Peers
 from federation.reach.mailboxes import STRANGERS, MailboxOffer, MailboxPlan
 from federation.reach.verdict import Reach, Verdict
-from federation.transport.mailbox import Mailbox, Reachability
+from federation.transport.mailbox import Mailbox
+from federation.transport.ways import MailboxWays
 from node.etcd.errors import EtcdError
 from node.host.config import FederationConfig
 from node.host.log import get_logger
@@ -34,7 +35,7 @@ class MailboxSeeker:
     context: Context
     settings: FederationConfig
     reach: Reach
-    reachability: Reachability
+    mailbox_ways: MailboxWays
     own_card: OwnCard
     probes: WakeUps
     plan: MailboxPlan = field(init=False)
@@ -72,20 +73,20 @@ class MailboxSeeker:
             for entry in self.context.peers.trusted()
             if entry.mailbox and not entry.peer.mailboxes
         }
-        chosen = self.plan.choose(self.reach.verdict, offers, self.reachability.configured(), now)
-        if not self.reachability.choose(chosen):
+        chosen = self.plan.choose(self.reach.verdict, offers, self.mailbox_ways.configured(), now)
+        if not self.mailbox_ways.choose(chosen):
             return
         log.info("mailboxes chosen", peers=",".join(map(self.context.peers.name, chosen)))
-        await self.own_card.polls(self.reachability.mailboxes())
+        await self.own_card.polls(self.mailbox_ways.mailboxes())
         self.probes.wake()
 
 
 def mailbox_status(
-    peers: Peers, mailbox: Mailbox, reachability: Reachability
+    peers: Peers, mailbox: Mailbox, mailbox_ways: MailboxWays
 ) -> dict[str, list[dict[str, Any]]]:
     """Return, for people, the mailboxes that we poll, and for whom we hold how many messages."""
     return {
-        "ours": [{"id": each, "name": peers.name(each)} for each in reachability.mailboxes()],
+        "ours": [{"id": each, "name": peers.name(each)} for each in mailbox_ways.mailboxes()],
         "held": [
             {"id": each, "name": peers.name(each), "messages": count}
             for each, count in mailbox.served().items()

@@ -59,8 +59,10 @@ from federation.service.links import PeerGuide
 from federation.service.server import Server
 from federation.service.sessions import PeerSessions
 from federation.transport.connection import Guide, PeerConnection
-from federation.transport.mailbox import Mailbox, MailboxPoller, MailboxTerms, Reachability
+from federation.transport.mailbox import Mailbox
+from federation.transport.polling import MailboxPoller, MailboxTerms
 from federation.transport.tls import make_certificate, server_context
+from federation.transport.ways import MailboxWays
 from federation.wire.clock import SigningClock
 from federation.wire.signer import Signer
 from federation.wire.sizes import MAX_BODY
@@ -242,7 +244,7 @@ class Federation:
             self.mailbox.card_of,
             self.dial_back.shown,
         )
-        self.reachability = Reachability(
+        self.mailbox_ways = MailboxWays(
             context,
             self.mailbox,
             self.connections,
@@ -251,9 +253,9 @@ class Federation:
             self.finder.seek_mailbox,
             settings.wide,
         )
-        self.joiner = Joiner(context, self.own_card, self.finder, self.reachability)
+        self.joiner = Joiner(context, self.own_card, self.finder, self.mailbox_ways)
         self.mailbox_seeker = MailboxSeeker(
-            context, settings, self.reach, self.reachability, self.own_card, self.probes
+            context, settings, self.reach, self.mailbox_ways, self.own_card, self.probes
         )
         self.prober.offer = self.mailbox_seeker.offer
         terms = MailboxTerms(self.peers, self.invitations.names, settings.wide)
@@ -357,7 +359,7 @@ class Federation:
         if self.config.federation.discovery:
             hear = functools.partial(discover, self._advert, self.bootstrap.heard, self.monitor)
             nursery.start_soon(keep_going, "discovery", hear)
-        nursery.start_soon(keep_going, "mailboxes of others", self.reachability.close_unused)
+        nursery.start_soon(keep_going, "mailboxes of others", self.mailbox_ways.close_unused)
         if self.config.federation.wide:
             nursery.start_soon(keep_going, "mailboxes of ours", self.mailbox_seeker.run)
         if self.finder.wide is not None:
@@ -367,7 +369,7 @@ class Federation:
             meet = functools.partial(self.bootstrap.meet, peer.url, peer.id)
             nursery.start_soon(keep_going, f"configured peer {peer.url}", meet)
             if peer.mailbox:
-                self.reachability.configure(peer.id)
+                self.mailbox_ways.configure(peer.id)
         for entry in self.peers.trusted():
             self._changed(entry.peer.id)
 
@@ -401,7 +403,7 @@ class Federation:
         self.gossip.prune()
         moved = await self.own_card.moved()
         # A mailbox may have another key by now.
-        if await self.own_card.polls(self.reachability.mailboxes()) or moved:
+        if await self.own_card.polls(self.mailbox_ways.mailboxes()) or moved:
             self.probes.wake()
 
     async def _sweep(self) -> None:
@@ -439,7 +441,7 @@ class Federation:
             except (EtcdError, RpcError) as error:
                 log.warning("card not renewed", error=error)  # it is renewed again within a minute
             if moves != before:
-                for connection in [*self.connections.values(), *self.reachability.borrowed()]:
+                for connection in [*self.connections.values(), *self.mailbox_ways.borrowed()]:
                     await connection.close()  # a connection from where we were may hang for long
                 for entry in self.peers.trusted():
                     entry.undialed = False
@@ -469,7 +471,7 @@ class Federation:
     async def _needed(self, connection: PeerConnection) -> None:
         """Return once a peer is reached, or there is something for it, or we poll its mailbox."""
         wakeup = self.outbox.wakeup(connection.id).event
-        polled = self.reachability.polls(connection.id)
+        polled = self.mailbox_ways.polls(connection.id)
         if not self.outbox.outstanding(connection.id) and not polled:
             await wakeup.wait()
 
@@ -483,11 +485,11 @@ class Federation:
         await self.gossip.exchange_forever(connection, self.outbox.returned(connection.id))
 
     async def _collect_forever(self, connection: PeerConnection) -> None:
-        await self.reachability.while_polled(connection, self._collect)
+        await self.mailbox_ways.while_polled(connection, self._collect)
 
     async def _collect(self, connection: PeerConnection) -> None:
         """Poll a peer's mailbox, after our peers are told that it is one of ours."""
-        if await self.own_card.polls(self.reachability.mailboxes()):
+        if await self.own_card.polls(self.mailbox_ways.mailboxes()):
             self.probes.wake()
         await self.mailbox_poller.collect_forever(connection)
 
@@ -500,5 +502,5 @@ class Federation:
         # If our own port is for this machine only, all our peers are on this machine.
         loopback = is_loopback(self.config.federation.host)
         return PeerGuide(
-            entry, self.context, self.fetch, self.reachability, self.monitor, self.probes, loopback
+            entry, self.context, self.fetch, self.mailbox_ways, self.monitor, self.probes, loopback
         )

@@ -27,7 +27,7 @@ from federation.peers.context import Context
 from federation.peers.keys import Keys
 from federation.peers.policy import Policy
 from federation.peers.registry import BLOCKED, TRUSTED, Peers
-from federation.transport.mailbox import MailboxTerms
+from federation.transport.polling import MailboxTerms
 from federation.transport.tls import make_certificate, server_context
 from federation.wire import invitation as tokens
 from federation.wire.card import Card, sign_card

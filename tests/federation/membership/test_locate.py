@@ -66,8 +66,8 @@ async def test_an_invitation_leads_to_a_colony_whose_introduction_is_out_of_date
     monkeypatch.setattr(Joiner, "_at", at)
     seeker = Seeker()
     token = write_token(Token(seeker.entry.peer.id, "f" * 64, [], 2**33, b"s" * 16))
-    reachability = cast(Any, seeker)
-    joiner = Joiner(seeker.context, NOTHING, seeker.finder, reachability)
+    ways = cast(Any, seeker)
+    joiner = Joiner(seeker.context, NOTHING, seeker.finder, ways)
     assert await joiner.join(token, None) is seeker.entry
     assert tried == [AT]
 

@@ -23,7 +23,7 @@ from federation.peers.policy import Policy
 from federation.peers.registry import PENDING, TRUSTED, Peer, PeerState
 from federation.transport.connection import PeerConnection, PeerResponse
 from federation.transport.errors import Lost
-from federation.transport.mailbox import pass_on
+from federation.transport.ways import pass_on
 from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind, inspect
 from federation.wire.messages import Cancel, Pass, Passed, SignedRefusal, Submit, load

@@ -17,7 +17,8 @@ from federation.peers.registry import TRUSTED, Peer, Peers, PeerState
 from federation.service.server import Server
 from federation.transport.dial import fetch_card, fetch_cards
 from federation.transport.errors import Unsent
-from federation.transport.mailbox import Mailbox, MailboxTerms
+from federation.transport.mailbox import Mailbox
+from federation.transport.polling import MailboxTerms
 from federation.wire.card import Card, sign_card
 from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind, VerifiedMessage, inspect
