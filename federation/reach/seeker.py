@@ -30,10 +30,9 @@ log = get_logger("mailbox")
 
 @dataclass
 class MailboxSeeker:
-    """Chooses our mailboxes, names them in our card, and says what we offer to others."""
+    """Chooses our mailboxes, and names them in our card."""
 
     context: Context
-    settings: FederationConfig
     reach: Reach
     mailbox_ways: MailboxWays
     own_card: OwnCard
@@ -42,13 +41,6 @@ class MailboxSeeker:
 
     def __post_init__(self) -> None:
         self.plan = MailboxPlan(self.context.chance)
-
-    def offer(self) -> int:
-        """Return what we offer peers as a mailbox, see `Hello`."""
-        settings = self.settings.mailbox
-        if not (self.settings.wide and settings.offer) or self.reach.verdict is Verdict.UNREACHABLE:
-            return 0
-        return STRANGERS if settings.strangers else 1
 
     def answered(self, peerid: str) -> None:
         """Note that a mailbox answered a poll."""
@@ -79,6 +71,14 @@ class MailboxSeeker:
         log.info("mailboxes chosen", peers=",".join(map(self.context.peers.name, chosen)))
         await self.own_card.polls(self.mailbox_ways.mailboxes())
         self.probes.wake()
+
+
+def mailbox_offer(settings: FederationConfig, reach: Reach) -> int:
+    """Return what we offer peers as a mailbox, see `Hello`."""
+    mailbox = settings.mailbox
+    if not (settings.wide and mailbox.offer) or reach.verdict is Verdict.UNREACHABLE:
+        return 0
+    return STRANGERS if mailbox.strangers else 1
 
 
 def mailbox_status(

@@ -46,7 +46,7 @@ from federation.peers.owncard import OwnCard
 from federation.peers.policy import of_config
 from federation.peers.registry import BLOCKED, TRUSTED, Peers, PeerState
 from federation.reach.dialback import DialBack
-from federation.reach.seeker import MailboxSeeker
+from federation.reach.seeker import MailboxSeeker, mailbox_offer
 from federation.reach.verdict import Reach, Verdict
 from federation.routing.capabilities import CapabilityCache
 from federation.routing.exchange import Exchange
@@ -77,7 +77,7 @@ from node.members.service import Members
 from node.processes.assignment import Assigner
 from node.processes.service import Processes
 from node.tasks.containment import contained, keep_going
-from node.tasks.sync import WakeUps
+from node.tasks.sync import WakeUp, WakeUps
 
 _TICK = 0.5  # seconds between checks of deadlines
 _LOOK = 0.5  # seconds between checks of the queue and of our capabilities
@@ -121,8 +121,14 @@ class Federation:
         self.signer = Signer(key, clock)
         self.memory = HighWater(client, self.keys, clock)
         lan, default = settings.trust == "lan", of_config(settings.policy)
-        self.peers = Peers(client, self.keys, self.signer, lan, default=default)
-        self.peers.petnames.shared = settings.share_names
+        self.peers = Peers(
+            client,
+            self.keys,
+            self.signer,
+            lan,
+            default=default,
+            share_names=settings.share_names,
+        )
         self.context = context = Context(
             home_name,
             self.signer,
@@ -153,8 +159,15 @@ class Federation:
         self.file_transfer = FileTransfer(
             context, self.outbox, peer_quotas, self.connections, files
         )
+        self.reach = Reach()
         self.prober = Prober(
-            context, self.outbox, self.own_card, self.rotation, self.probes, self.connections
+            context,
+            self.outbox,
+            self.own_card,
+            self.rotation,
+            self.probes,
+            self.connections,
+            functools.partial(mailbox_offer, settings, self.reach),
         )
         self.sender = Sender(
             context,
@@ -181,11 +194,15 @@ class Federation:
         # Bootstrap and trust.
         self.monitor = NetworkMonitor(settings.interfaces)
         self.bootstrap = Bootstrap(context, self.probes, settings.wide)
-        self.reach = Reach()
-        self.finder = Finder(context, self.bootstrap, self.outbox, self.own_card)
+        self.mailbox = Mailbox(
+            self.signer,
+            self.peers,
+            self.prober.greeted,
+            settings.wide and settings.mailbox.strangers,
+        )
+        wide = None
         if settings.wide:
-            self.finder.wide = WideLookup(
-                self.finder,
+            wide = WideLookup(
                 self.monitor,
                 directory,
                 settings.host,
@@ -194,6 +211,9 @@ class Federation:
                 context.chance,
                 settings.map_port and not is_loopback(settings.host),
             )
+        self.finder = Finder(
+            context, self.bootstrap, self.outbox, self.own_card, wide, self.mailbox.clients
+        )
         self.dial_back = DialBack(
             context,
             self.own_card,
@@ -203,28 +223,23 @@ class Federation:
             self.probes,
             self.finder.port,
             settings.wide,
-            self.finder.wide,
+            wide,
             private=bool(settings.bootstrap),
             loopback=is_loopback(settings.host),
         )
         self.gossip = Gossip(context, self.own_card, settings.introductions)
+        terms_changed = WakeUp()  # what we tell our mailboxes
         self.invitations = Invitations(
             context,
             self.own_card,
             settings.wide,
             lambda: settings.wide and self.reach.verdict is Verdict.UNREACHABLE,
+            terms_changed.wake,
         )
         self.card_desk = CardDesk(context, self.own_card)
         self.trust_admin = TrustAdmin(context, assigner, self.revocation, self.fetch)
 
         # The endpoints that peers call, and our connections to peers.
-        self.mailbox = Mailbox(
-            self.signer,
-            self.peers,
-            self.prober.greeted,
-            settings.wide and settings.mailbox.strangers,
-        )
-        self.finder.clients = self.mailbox.clients
         self.server = Server(
             self.signer,
             self.peers,
@@ -255,13 +270,13 @@ class Federation:
         )
         self.joiner = Joiner(context, self.own_card, self.finder, self.mailbox_ways)
         self.mailbox_seeker = MailboxSeeker(
-            context, settings, self.reach, self.mailbox_ways, self.own_card, self.probes
+            context, self.reach, self.mailbox_ways, self.own_card, self.probes
         )
-        self.prober.offer = self.mailbox_seeker.offer
-        terms = MailboxTerms(self.peers, self.invitations.names, settings.wide)
-        self.invitations.changed = terms.changed.wake
         self.mailbox_poller = MailboxPoller(
-            self.server.handle, context.chance, terms, self.mailbox_seeker.answered
+            self.server.handle,
+            context.chance,
+            MailboxTerms(self.peers, self.invitations.names, settings.wide, terms_changed),
+            self.mailbox_seeker.answered,
         )
         self.peer_sessions = PeerSessions(
             self.connections,
@@ -291,7 +306,7 @@ class Federation:
             sender=self.sender,
             finder=self.finder,
         )
-        self.peers.watch(lambda _: terms.changed.wake())
+        self.peers.watch(lambda _: terms_changed.wake())
         # Nearly every part handles a peer that changes, so this comes last.
         self.peers.watch(self._changed)
 
@@ -360,10 +375,10 @@ class Federation:
             hear = functools.partial(discover, self._advert, self.bootstrap.heard, self.monitor)
             nursery.start_soon(keep_going, "discovery", hear)
         nursery.start_soon(keep_going, "mailboxes of others", self.mailbox_ways.close_unused)
-        if self.config.federation.wide:
+        if (wide := self.finder.wide) is not None:
             nursery.start_soon(keep_going, "mailboxes of ours", self.mailbox_seeker.run)
-        if self.finder.wide is not None:
-            nursery.start_soon(keep_going, "look-up in the DHT", self.finder.wide.run)
+            look_up = functools.partial(wide.run, self.finder)
+            nursery.start_soon(keep_going, "look-up in the DHT", look_up)
             nursery.start_soon(keep_going, "dial-back", self.dial_back.run)
         for peer in self.config.peers:
             meet = functools.partial(self.bootstrap.meet, peer.url, peer.id)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ class Closing(Hooks):
 class Noting(Prober):
     """Notes who said hello."""
 
-    heard: list[str]
+    heard: list[str] = field(kw_only=True)
 
     def greeted(self, peerid: str) -> None:
         """Note a peer."""
@@ -97,7 +97,7 @@ class Lab:
         own_card.fingerprint = "f" * 64
         rotation = Rotation(self.context, own_card, probes)
         prober = Noting(
-            self.context, self.inbox.outbox, own_card, rotation, probes, {}, self.greeted
+            self.context, self.inbox.outbox, own_card, rotation, probes, {}, heard=self.greeted
         )
         endpoints = [*self.inbox.endpoints(), *prober.endpoints(), *more]
         self.server = Server(
