@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.federation.reach.test_dialback import reach_of, verdict
-from tests.federation.service.test_two_colonies import Side
 from tests.support.daemons import REPOSITORY, until
 from tests.support.netns import require
 from tests.support.routers import Host, Router, internet, require_miniupnpd
+from tests.support.sides import Side
+from tests.support.wide import reach_of, verdict
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("libtorrent", reason="the extra colonyd[global] is not installed")

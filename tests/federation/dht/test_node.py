@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from federation.dht.node import DhtNode, open_node
 from federation.dht.wide import TABLE, WideLookup
 from federation.network.monitor import NetworkMonitor
 from tests.support.daemons import free_port, until
+from tests.support.wide import stays_open
 
 pytest.importorskip("libtorrent", reason="the extra colonyd[global] is not installed")
 
@@ -54,15 +54,6 @@ def around() -> NetworkMonitor:
 def wide_lookup(place: Path, host: str, port: int, bootstrap: Sequence[str]) -> WideLookup:
     place.mkdir(exist_ok=True)
     return WideLookup(around(), place, host, port, bootstrap, random.Random(1))
-
-
-async def stays_open(
-    port: int, *, task_status: trio.TaskStatus[DhtNode] = trio.TASK_STATUS_IGNORED
-) -> None:
-    """A node that only answers: the first of the DHT."""
-    async with open_node(["127.0.0.1"], port, [f"127.0.0.1:{port}"]) as node:
-        task_status.started(node)
-        await trio.sleep_forever()
 
 
 @pytest.mark.slow

@@ -42,8 +42,7 @@ from node.etcd.client import open_client
 from node.http.server import Response
 from node.model.codec import pack, unpack
 from node.model.types import State
-from tests.federation.inbox.test_server import SPEC, Lab, code, submission
-from tests.federation.inbox.test_updates import befriended, take, write
+from tests.federation.inbox.support import SPEC, Lab, befriended, code, submission, take, write
 from tests.node.etcd.support import start_store
 from tests.support.colonies import world
 from tests.support.daemons import until

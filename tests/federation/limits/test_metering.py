@@ -22,7 +22,7 @@ from federation.wire.envelope import Kind
 from federation.wire.invitation import key_of, knock, name_of
 from federation.wire.refusals import Refusal
 from federation.wire.succession import KeySuccession
-from tests.federation.peers.test_registry import registry
+from tests.federation.peers.support import registry
 
 PEER = "a" * 64
 

@@ -17,7 +17,7 @@ from federation.peers.registry import PENDING, Peer, PeerState
 from federation.transport.errors import Unsent
 from federation.wire.invitation import Token, write_token
 from node.tasks.sync import WakeUps
-from tests.federation.peers.test_registry import registry
+from tests.federation.peers.support import registry
 
 AT = "203.0.113.9:50081"
 NOTHING = cast(Any, None)

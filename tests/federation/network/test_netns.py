@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import trio
 
-from tests.federation.service.test_two_colonies import Side
 from tests.support.daemons import REPOSITORY, until
 from tests.support.netns import HOUR, House, ip, require, town
+from tests.support.sides import Side
 
 pytestmark = pytest.mark.slow
 

@@ -12,10 +12,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 import trio
 
-from tests.federation.service.test_two_colonies import Side
 from tests.support.daemons import until
 from tests.support.netns import require
 from tests.support.routers import Host, Router, internet
+from tests.support.sides import Side
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("libtorrent", reason="the extra colonyd[global] is not installed")

@@ -33,7 +33,7 @@ from node.etcd.client import EtcdClient
 from node.http.server import Request
 from node.model.codec import pack
 from node.model.types import Process, State
-from tests.federation.routing.test_router import BOTH, Side, three
+from tests.federation.routing.support import BOTH, Side, three
 from tests.support.daemons import until
 from tests.support.parts import Led
 

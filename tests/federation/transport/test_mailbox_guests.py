@@ -25,7 +25,7 @@ from federation.wire.envelope import Kind, VerifiedMessage, inspect
 from federation.wire.messages import Collect, Parcel, Parcels, Pass, Passed, Reply, dump, load
 from federation.wire.signer import Signer
 from node.http.server import Request, Response
-from tests.federation.peers.test_registry import registry
+from tests.federation.peers.support import registry
 from tests.support.lying_servers import LyingColony, Said
 
 SUBMIT, JOIN = "/v2/submit", "/v1/join"

@@ -22,7 +22,7 @@ from federation.wire.envelope import Kind, VerifiedMessage
 from federation.wire.messages import Heard, Parcels, Passed, dump
 from federation.wire.signer import Signer
 from node.http.server import Request, Response
-from tests.federation.peers.test_registry import registry
+from tests.federation.peers.support import registry
 from tests.support.parts import Led
 
 NOW = SigningClock()
