@@ -24,7 +24,9 @@ def reason_of(error: BaseException) -> str:
     """
     for leaf in _leaves(error):
         if isinstance(leaf, OSError) and leaf.errno and not isinstance(leaf, ssl.SSLError):
-            return os.strerror(leaf.errno).lower()
+            # The resolver numbers its errors below zero, and they bring their text.
+            known = os.strerror(leaf.errno) if leaf.errno > 0 else leaf.strerror
+            return (known or str(leaf)).lower()
     return str(error) or type(error).__name__
 
 

@@ -252,7 +252,7 @@ def encode(
         if audience:
             payload["audience"] = audience
     try:
-        data = json.dumps(payload, ensure_ascii=False).encode()
+        data = json.dumps(payload, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
         data = json.dumps(payload).encode()  # the server tells what is wrong with lone surrogates
     except (TypeError, ValueError, RecursionError) as error:

@@ -130,7 +130,9 @@ class Settings:
         except FileNotFoundError:
             raise NotThere(
                 f"no colony at {self.home}",
-                next_step=f"{self._service()}`colony init`, or name another home with --home",
+                next_step=f"{self._service()}`colony init`, or name another home with --home or"
+                " COLONYD_HOME; for a colony elsewhere set COLONIES_SERVER_HOST,"
+                " COLONIES_COLONY_NAME and COLONIES_PRVKEY",
             ) from None
         except (OSError, ValueError) as error:
             raise ColonyError(f"{path}: {error}") from None

@@ -13,6 +13,7 @@ const SURE = 10; // seconds between two looks beside one: it may be lost in sile
 const LONGEST_PAUSE = 10; // seconds of back-off while the server is away
 const LISTEN = 600; // seconds that a subscription lasts before it is made anew
 const PAGE = 100; // log lines of one call
+const ANOTHER_FAILED = "another node of the workflow failed"; // a daemon's error of those others
 const QUIET_TRANSFER = 60; // seconds without an answer after which a transfer counts as lost
 
 /** A process, or a node of a workflow, ended without success. `process` is what the server says. */
@@ -89,14 +90,19 @@ export class Client {
 
   /** Make the spec of a function. `options`: see the types. */
   spec(funcname, args = [], options = {}) {
+    const colonyname = this.#home();
     const { type = "", executors, kwargs, conditions, ...fields } = options;
+    const { executortype = type, executornames = executors } = conditions ?? {};
+    if (!executortype && !executornames?.length) {
+      throw new Error(`${funcname}: for executors of which type? give { type }`);
+    }
     return {
       funcname,
       args,
       ...(kwargs && { kwargs }),
       ...fields,
       conditions: {
-        colonyname: this.#home(),
+        colonyname,
         executortype: type,
         ...(executors && { executornames: executors }),
         ...conditions,
@@ -282,19 +288,35 @@ export class Client {
     return this.#ask("submitworkflowspecmsg", { spec }, signal);
   }
 
-  /** Wait until all nodes of a workflow have ended: node's name → process. Throws ProcessFailed. */
+  /**
+   * Wait until a workflow has ended: node's name → process. Throws ProcessFailed of the node that made
+   * it fail; others may run on then. Outlives restarts of the server.
+   */
   async waitWorkflow(graphid, { seconds, signal } = {}) {
     const bound = seconds === undefined ? undefined : AbortSignal.timeout(seconds * 1000);
     const either = [signal, bound].filter(Boolean);
     const end = either.length ? AbortSignal.any(either) : undefined;
-    const ended = {};
-    const graph = await this.#ask("getprocessgraphmsg", { processgraphid: graphid }, end);
-    for (const processid of graph.processids) {
-      const process = await this.wait(processid, { signal: end });
-      if (process.state !== State.SUCCESSFUL) throw new ProcessFailed(process);
-      ended[process.spec.nodename] = process;
+    const read = (payloadtype, fields) => this.call(payloadtype, fields, this.identity, { signal: end });
+    for (let pause = 0.05, away = 0.2; ; ) {
+      signal?.throwIfAborted();
+      if (bound?.aborted) throw new Error(`workflow ${graphid} has not ended in ${seconds} s`);
+      try {
+        const graph = await read("getprocessgraphmsg", { processgraphid: graphid });
+        away = 0.2;
+        if (graph.state >= State.SUCCESSFUL) {
+          const nodes = [];
+          for (const processid of graph.processids) nodes.push(await read("getprocessmsg", { processid }));
+          if (graph.state !== State.SUCCESSFUL) throw new ProcessFailed(causeOf(nodes));
+          return Object.fromEntries(nodes.map((node) => [node.spec.nodename, node]));
+        }
+        await sleep(pause, end);
+        pause = Math.min(pause * 1.6, QUIET);
+      } catch (error) {
+        if (!isPassing(error)) throw error;
+        await sleep(away, end);
+        away = Math.min(away * 2, LONGEST_PAUSE);
+      }
     }
-    return ended;
   }
 
   /** Submit a workflow and wait for it: node's name → output. Throws ProcessFailed. */
@@ -445,6 +467,13 @@ class Channel {
       if (!rows.length) await sleep(every, signal);
     }
   }
+}
+
+/** The node that made its workflow fail: with it, a daemon ends those that wait for others. */
+function causeOf(nodes) {
+  const bad = nodes.filter(({ state }) => state === State.FAILED || state === State.CANCELLED);
+  const own = ({ errors }) => errors?.length && errors[0] !== ANOTHER_FAILED;
+  return bad.find(own) ?? bad[0] ?? nodes[0];
 }
 
 /** Whether the same call may succeed later. */

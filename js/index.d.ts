@@ -314,7 +314,7 @@ export interface WorkerSettings {
   look?: number;
   /** Where results are kept until they are acknowledged (MemoryStore). */
   store?: Store;
-  /** Hears of all that happens. */
+  /** Hears of all that happens; without it, `serve` writes that to the standard error. */
   report?: (state: string, text: string) => void;
 }
 

@@ -6,6 +6,8 @@ import process from "node:process";
 import { Client } from "./client.js";
 import { Identity } from "./wire.js";
 
+const LONGEST_LINE = 500; // characters of a report: outputs may be large
+
 /** Keeps results in a directory, durably. One worker to a directory. */
 export class DirectoryStore {
   constructor(directory) {
@@ -74,9 +76,13 @@ export function fromEnvironment(environ = process.env) {
 
 /**
  * Run a worker until SIGTERM or SIGINT. Running functions may end first: for `grace` seconds, then
- * they are aborted and their processes fail.
+ * they are aborted and their processes fail. What the worker reports goes to the standard error
+ * unless its settings have a `report`.
  */
 export async function serve(worker, { grace = 30 } = {}) {
+  if (!worker.settings.report) {
+    worker.report = (state, text) => console.error(`${state}: ${text.slice(0, LONGEST_LINE)}`);
+  }
   const stop = () => worker.stop({ seconds: grace });
   process.once("SIGTERM", stop).once("SIGINT", stop);
   try {

@@ -14,6 +14,7 @@ const REMEMBERED = 1000; // processes that are known to be done: none is run twi
 const LOG_EVERY = 1; // seconds between two messages of one process's log
 const LOG_MESSAGE = 16_000; // characters of one message
 const LOG_PROCESS = 1_000_000; // characters of all messages of one process
+const LONGEST_ERROR = 12_000; // characters of what a function threw
 const [PENDING, APPROVED, REJECTED] = [0, 1, 2]; // states of an executor
 const STOPPED = "the worker was stopped before the process had ended";
 
@@ -52,6 +53,9 @@ export class Worker {
   /** Offer a function: it gets (args, context) and returns the output. Returns the worker. */
   function(name, does) {
     if (typeof does !== "function") throw new Error(`${name} must be a function`);
+    if (/^(Async)?GeneratorFunction$/.test(does.constructor?.name)) {
+      throw new Error(`${name} is a generator, which has no result: return a list`);
+    }
     this.#functions.set(name, does);
     return this;
   }
@@ -420,10 +424,10 @@ class Execution {
       if (!does) throw new Error(`no function ${this.process.spec.funcname} here`);
       const given = does(this.args, this.context);
       const out = await Promise.race([given, this.#left()]);
-      result = { out: listed(out) };
-      JSON.stringify(result); // what can't be sent fails the process, not the worker
+      // What can't be sent fails the process, not the worker.
+      result = JSON.parse(JSON.stringify({ out: listed(out) }));
     } catch (error) {
-      result = { errors: [String(error?.message ?? error)] };
+      result = { errors: [textOf(error)] };
     }
     await this.#flush();
     return result;
@@ -505,6 +509,20 @@ class Execution {
       this.#worker.report("not logged", `${this.processid.slice(0, 8)} ${error.message}`);
     }
   }
+}
+
+/**
+ * The text of what a function has thrown, which may be any value. Cut, and without halves of
+ * characters: a server refuses those, and the process would never end.
+ */
+function textOf(error) {
+  let text;
+  try {
+    text = String(error?.message ?? error) || String(error?.name ?? "an error without a message");
+  } catch {
+    text = "an error that can't be made a text";
+  }
+  return new TextDecoder().decode(new TextEncoder().encode(text.slice(0, LONGEST_ERROR)));
 }
 
 /** An output is a list; a single value is a list of one. */

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import inspect
+import math
 import re
 import sys
 import traceback
@@ -228,11 +231,13 @@ class FunctionHandler:
                 return Ending(
                     output_of(await self._called(execution, attempt, args, kwargs), name), []
                 )
-            except (Exception, SystemExit, BaseExceptionGroup) as error:
+            except BaseException as error:
                 # A nursery of the function gathers what was raised in it, one error even.
                 raised = [*_leaves(error)]
-                if not all(isinstance(each, Exception | SystemExit) for each in raised):
-                    raise  # such as a cancellation
+                # Extensions in Rust raise panics of theirs, which are no Exceptions.
+                ends = (anyio.get_cancelled_exc_class(), GeneratorExit, KeyboardInterrupt)
+                if any(isinstance(each, ends) for each in raised):
+                    raise
                 told = [text for each in raised if isinstance(each, Failed) for text in each.errors]
                 if told:
                     return Ending([], told)
@@ -255,7 +260,10 @@ class FunctionHandler:
         else:
             result = await self._in_thread(context, args, kwargs)
         # A decorator may have made a sync function of an async one.
-        return await result if inspect.isawaitable(result) else result
+        if not inspect.isawaitable(result):
+            return result
+        with _own_cancellations():
+            return await result
 
     async def _in_thread(self, context: Context, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Call a sync function in a thread.
@@ -286,6 +294,25 @@ class FunctionHandler:
                 with anyio.CancelScope(shield=True):
                     await released.wait()
             raise
+
+
+@contextlib.contextmanager
+def _own_cancellations() -> Iterator[None]:
+    """Take back what the function's own code leaves of cancellations of the task.
+
+    A TaskGroup of asyncio that fails leaves its task marked as cancelled in Python 3.11. The scopes
+    around would take that for their own end, and the worker would lose a slot in silence.
+    """
+    in_asyncio = anyio.get_cancelled_exc_class() is asyncio.CancelledError
+    task = asyncio.current_task() if in_asyncio else None
+    before = task.cancelling() if task else 0
+    try:
+        yield
+    finally:
+        # Cancelled from outside, it is marked by a scope, which takes that back itself.
+        if task is not None and anyio.current_effective_deadline() != -math.inf:
+            while task.cancelling() > before:
+                task.uncancel()
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

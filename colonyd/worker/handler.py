@@ -4,12 +4,12 @@ in Python.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import anyio
-import msgspec
 
 from colonyd.rpc import Signed
 from colonyd.settings import Settings
@@ -41,7 +41,9 @@ class Ending:
             texts = (str(each)[:_MOST_ERROR] for each in self.errors[:_MOST_ERRORS])
             return Ending([], [text.encode(errors="replace").decode() for text in texts])
         try:
-            size = len(msgspec.json.encode(self.out))
+            # As the call that sends it: msgspec would write NaN as null.
+            text = json.dumps(self.out, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+            size = len(text.encode())
         except (TypeError, ValueError, RecursionError) as error:
             return Ending([], [f"the output has no form in JSON: {error}"])
         if size > MOST_JSON:

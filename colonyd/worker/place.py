@@ -59,10 +59,10 @@ def alone(state: Path, colony: str, name: str, kind: str) -> Iterator[None]:
         except BlockingIOError:
             raise ColonyError(
                 f"a worker called {name} runs already in this home",
-                next_step="give this one another --name",
+                next_step="give this one another name",
             ) from None
         except OSError as error:
             raise ColonyError(
-                f"{path}: {error.strerror}", next_step="choose another place with --state"
+                f"{path}: {error.strerror}", next_step="choose another directory for its state"
             ) from None
         yield

@@ -82,7 +82,7 @@ class Registration:
         if (kind := mine.get("executortype")) != self.kind:
             raise ColonyError(
                 f"executor {self.name} is registered with type {kind!r}",
-                next_step="use that --type, or another --name",
+                next_step="use that type, or another name",
             )
         if mine.get("state") == REJECTED:
             raise NotPermitted(
@@ -110,7 +110,7 @@ class Registration:
                 raise
             raise ColonyError(
                 f"can't register executor {self.name}: {error.message}",
-                next_step="is the name taken? try another --name, or `colony executor ls`",
+                next_step="is the name taken? try another name; `colony executor ls` shows all",
             ) from None
         self.report("registered", {"name": self.name, "id": self.key.id})
         return {"state": PENDING, "executortype": self.kind}

@@ -142,7 +142,8 @@ class Lookups:
     def request(self, colony: str, now: float, *, named: bool = False) -> bool:
         """Look up a colony once or twice, at once. Return False if too many are looked up.
 
-        `named`: not our owner asks, but a peer's card names it; half of the room is for these.
+        `named`: not our owner asks, but a peer's card names it; half of the room is for these,
+        and however often it is asked for, its room is given to another after a minute.
         """
         sought = self._sought.get(colony)
         if sought is None:
@@ -150,7 +151,7 @@ class Lookups:
             if sum(each.until < float("inf") for each in self._sought.values()) >= most:
                 return False
             self._sought[colony] = _Sought(now, now, now + _ASKED)
-        elif sought.until < float("inf"):
+        elif sought.until < float("inf") and not named:
             sought.until = now + _ASKED
         return True
 

@@ -32,7 +32,7 @@ from federation.dht.portmap import Mapped, MappingStatus, NotMapped, PortMap
 from federation.network.addresses import is_loopback, problem_of
 from federation.network.interfaces import ANY, Network
 from federation.network.monitor import NetworkMonitor
-from federation.wire.address import host_of, is_near, split_address
+from federation.wire.address import host_of, is_public, split_address
 from node.host.log import get_logger
 from node.tasks.sync import WakeUp
 
@@ -249,7 +249,7 @@ class WideLookup:
         # If our own port is for this machine only, so are those of the others.
         if problem_of(host, self.monitor.network, loopback=is_loopback(self.host)):
             return False
-        return bool(self.bootstrap) or not is_near(host)
+        return bool(self.bootstrap) or is_public(host)
 
     async def _look(self, colony: Colony) -> None:
         """Tell the plan which ids to announce and to look up."""

@@ -98,7 +98,7 @@ class OutcomeQueue:
         """Delete acknowledged outcomes; then return owed ones, and wait if there are none."""
         poll = load(opened.payload, Poll)
         # The processes of a poll count as some more messages.
-        self.peer_quotas.weigh(opened.issuer, (len(poll.follow or ()) + len(poll.ack)) // _WEIGHT)
+        self.peer_quotas.weigh(opened, (len(poll.follow or ()) + len(poll.ack)) // _WEIGHT)
         await self._acknowledge(opened.issuer, poll.ack)
         until = trio.current_time() + poll.wait
         while True:

@@ -264,7 +264,9 @@ class UpdatePublisher:
         if heard is None or process.closed:
             return process.state if process.closed else State.WAITING, "", 0, revision
         followed, version = heard
-        return State(followed.state), followed.executor, followed.start, max(revision, version)
+        # The sum moves with either: what was heard may be known only after the process that changed
+        # with it has been told.
+        return State(followed.state), followed.executor, followed.start, revision + version
 
     def _name_of(self, executorid: str) -> str:
         home, members = self.context.home, self.members

@@ -11,13 +11,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import msgspec
 
 from federation.peers.policy import TokenBucket
 from federation.peers.registry import Peers
 from federation.wire.clock import SigningClock
-from federation.wire.envelope import Kind
+from federation.wire.envelope import Kind, VerifiedMessage
 from federation.wire.refusals import Refusal
 from node.etcd.client import EtcdClient, KeyValue
 
@@ -33,6 +34,7 @@ _RATES = {Kind.HELLO: 120, Kind.CAPABILITIES: 240, Kind.DIAL: 6}
 _CARDS = 12  # newer cards of one colony in a minute
 _FULL_AGAIN = 60  # seconds after which a colony may ask again whether there is room
 _DAY = 86_400.0
+_Place: TypeAlias = tuple[str, str]
 
 
 @dataclass
@@ -85,24 +87,28 @@ class PeerQuotas:
     _stocks: dict[str, StorageUsage] = field(default_factory=dict)
     _taken: dict[str, StorageUsage] = field(default_factory=dict)  # reserved for writes under way
     _since: dict[str, StorageUsage] | None = None  # written while the store is being read
-    _messages: dict[str, TokenBucket] = field(default_factory=dict)
+    # By id and the mailbox that brought the message, "" if none did.
+    _messages: dict[_Place, TokenBucket] = field(default_factory=dict)
     _tombstones: dict[str, TokenBucket] = field(default_factory=dict)
-    _kinds: dict[tuple[str, Kind], TokenBucket] = field(default_factory=dict)
+    _kinds: dict[tuple[_Place, Kind], TokenBucket] = field(default_factory=dict)
     _cards: dict[str, TokenBucket] = field(default_factory=dict)
     _news: dict[str, TokenBucket] = field(default_factory=dict)
-    _under_way: Counter[tuple[str, Kind | None]] = field(default_factory=Counter)
+    _under_way: Counter[tuple[_Place, Kind | None]] = field(default_factory=Counter)
 
     # -- messages --------------------------------------------------------------------------
 
     @contextmanager
-    def message(self, peerid: str, kind: Kind) -> Iterator[None]:
+    def message(self, opened: VerifiedMessage, kind: Kind) -> Iterator[None]:
         """Count a message, and hold its place while it is worked on.
 
-        Raises Refusal (policy_messages, peer_rate, peer_at_once).
+        Each mailbox has counts of its own: it may bring old messages again, which are valid, and
+        must not use up what the peer has by other ways. Raises Refusal (policy_messages,
+        peer_rate, peer_at_once).
         """
-        self.weigh(peerid, 1)
+        self.weigh(opened, 1)
+        place = opened.issuer, opened.way
         if kind in _RATES:
-            bucket = self._kinds.setdefault((peerid, kind), TokenBucket())
+            bucket = self._kinds.setdefault((place, kind), TokenBucket())
             if wait := bucket.take(_RATES[kind], self.clock.steady()):
                 text = f"more than {_RATES[kind]} messages of kind {kind.value} a minute"
                 raise Refusal(429, "peer_rate", text, again=math.ceil(wait))
@@ -110,25 +116,25 @@ class PeerQuotas:
         if kind in _WAITING:
             bounds[kind] = _WAITING[kind]
         for which, most in bounds.items():
-            if self._under_way[peerid, which] >= most:
+            if self._under_way[place, which] >= most:
                 what = f"of kind {which.value} " if which else ""
                 text = f"{most} messages {what}of your colony are under way here; at most so many"
                 raise Refusal(429, "peer_at_once", text, again=1)
-        self._under_way.update((peerid, which) for which in bounds)
+        self._under_way.update((place, which) for which in bounds)
         try:
             yield
         finally:
             for which in bounds:
-                self._under_way[peerid, which] -= 1
-                if not self._under_way[peerid, which]:
-                    del self._under_way[peerid, which]
+                self._under_way[place, which] -= 1
+                if not self._under_way[place, which]:
+                    del self._under_way[place, which]
 
-    def weigh(self, peerid: str, count: int) -> None:
-        """Count `count` messages, or one that costs as much. Raises Refusal (policy_messages)."""
-        limit = self.peers.policy(peerid).messages
+    def weigh(self, opened: VerifiedMessage, count: int) -> None:
+        """Count a message as `count`, which cost as much. Raises Refusal (policy_messages)."""
+        limit = self.peers.policy(opened.issuer).messages
         if not limit:
             return
-        bucket = self._messages.setdefault(peerid, TokenBucket())
+        bucket = self._messages.setdefault((opened.issuer, opened.way), TokenBucket())
         if wait := bucket.take(limit, self.clock.steady(), float(count)):
             text = f"more than {limit} messages a minute of your colony (policy.messages)"
             raise Refusal(429, "policy_messages", text, again=math.ceil(wait))

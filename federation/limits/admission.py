@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from federation.peers.policy import TokenBucket
 from federation.wire.address import source_of
-from federation.wire.refusals import Refusal
+from federation.wire.refusals import BROUGHT, Refusal
 
 # Messages a minute whose signatures are checked: of one address (an IPv6 /64 counts as one), and of
 # all strangers together.
@@ -71,7 +71,8 @@ class Admission:
         source = source_of(remote)
         if source in self._homes.get(peerid, ()):
             return f"{peerid} at {source}", _FALSE_RATE_AT_HOME
-        return source, _FALSE_RATE
+        # A mailbox brings messages of many colonies, and one of them must not keep out the others.
+        return (f"{peerid} at {source}" if remote.startswith(BROUGHT) else source), _FALSE_RATE
 
     def held(self, peerid: str, remote: str) -> None:
         """Note an address from which a trusted colony was heard."""

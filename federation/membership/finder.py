@@ -25,6 +25,7 @@ _PATIENCE = 12.0  # seconds that the caller of a look-up waits
 _LATELY = 90  # seconds; cards of colonies that are not trusted are fetched each minute
 _IDS = 4  # our present id and the latest former ones, which peers that were away still ask for
 _MAILBOXES = 64  # that are looked up at once
+_OF_A_PEER = 2  # ... of one peer
 _LIKE_AN_ID = 8  # characters of an id that name a colony
 _ID = re.compile(r"[0-9a-f]{64}")
 
@@ -43,7 +44,8 @@ class Finder:
     wide: WideLookup | None = None
     clients: Callable[[], Collection[str]] = lambda: ()
     _changed: WakeUp = field(default_factory=WakeUp)
-    _mailboxes: dict[str, None] = field(default_factory=dict)  # that are looked up
+    # Mailboxes that are looked up, and the peer whose card names each.
+    _mailboxes: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.context.peers.watch(self._told)
@@ -72,11 +74,18 @@ class Finder:
         """Have the card fetched at the addresses."""
         self.bootstrap.found(colony, addresses)
 
-    def seek_mailbox(self, colony: str) -> None:
-        """Look up a mailbox. Once it is found, wake the probes of the peers that name it."""
-        if self.wide is not None and self.wide.request(colony, named=True):
+    def seek_mailbox(self, colony: str, by: str) -> None:
+        """Look up a mailbox that the card of the peer `by` names, a few for one peer at a time.
+
+        Once it is found, wake the probes of the peers that name it.
+        """
+        if self.wide is None:
+            return
+        is_sought = self.wide.lookups.is_sought
+        mine = [each for each, who in self._mailboxes.items() if who == by and is_sought(each)]
+        if len(mine) < _OF_A_PEER and self.wide.request(colony, named=True):
             self._mailboxes.pop(colony, None)
-            self._mailboxes[colony] = None
+            self._mailboxes[colony] = by
             if len(self._mailboxes) > _MAILBOXES:
                 del self._mailboxes[next(iter(self._mailboxes))]
 

@@ -101,7 +101,8 @@ class Gossip:
     mode: str = "pending"
     _count: int = 0
     _wakeups: WakeUps = field(default_factory=WakeUps)
-    _buckets: dict[str, TokenBucket] = field(default_factory=dict)
+    # By id, and the mailbox that brought the message: it may bring an old one again and again.
+    _buckets: dict[tuple[str, str], TokenBucket] = field(default_factory=dict)
     _turns: dict[str, trio.Lock] = field(default_factory=dict)
     _known: dict[str, tuple[int, str]] = field(default_factory=dict)  # hops, petnames
     introduced: IntroductionIndex = field(init=False)
@@ -146,7 +147,7 @@ class Gossip:
         """
         if self.mode == "off":
             raise Refusal(404, "not_found", "this colony introduces nobody")
-        bucket = self._buckets.setdefault(opened.issuer, TokenBucket())
+        bucket = self._buckets.setdefault((opened.issuer, opened.way), TokenBucket())
         wait = bucket.take(_RATE, trio.current_time())
         if wait > 0:
             again = math.ceil(wait)
@@ -266,4 +267,5 @@ class Gossip:
         """Withdraw all introductions by a peer that is no longer trusted."""
         self.introduced.dismiss(peerid, ())
         self._wakeups.pop(peerid, None)
-        self._buckets.pop(peerid, None)
+        for place in [each for each in self._buckets if each[0] == peerid]:
+            del self._buckets[place]

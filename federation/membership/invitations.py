@@ -27,7 +27,7 @@ from federation.wire.card import Card, open_card
 from federation.wire.envelope import Kind, VerifiedMessage
 from federation.wire.invitation import Token
 from federation.wire.messages import Join, Welcome, load
-from federation.wire.refusals import Refusal
+from federation.wire.refusals import BROUGHT, Refusal
 from node.etcd.batch import read
 from node.etcd.txn import Absent, Delete, ModRevision, Put
 from node.host.log import get_logger
@@ -189,7 +189,13 @@ class Invitations:
         """
         now = trio.current_time()
         known = self._shown(shown, body)
-        wait = known.take(_EACH, now) if known is not None else self._limiter.take(remote, now)
+        if known is None:
+            wait = self._limiter.take(remote, now)
+        elif remote.startswith(BROUGHT):
+            # The mailbox may bring one join again and again: others come by other ways.
+            wait = self._limiter.of(f"{remote} {shown.partition(' ')[0]}").take(_EACH, now)
+        else:
+            wait = known.take(_EACH, now)
         if wait:
             raise Refusal(429, "join_rate", "too many attempts to join", again=int(wait) + 1)
 

@@ -28,7 +28,7 @@ class AddressLimiter:
         return self.of(source_of(remote)).take(self.each, now) or self._all.take(self.total, now)
 
     def of(self, source: str) -> TokenBucket:
-        """Return what is left to one address."""
+        """Return what is left to one address, or to whatever else is counted by a name."""
         bucket = self._each.pop(source, None) or TokenBucket()
         self._each[source] = bucket
         if len(self._each) > self.most:

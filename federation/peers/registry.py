@@ -525,6 +525,11 @@ class Peers:
         self._adopt(peer, revision)
         return self.find(peerid)
 
+    def set_back(self, now: int) -> None:
+        """Let no peer be seen later than now (seconds since the epoch): a clock was set back."""
+        for entry in self.known.values():
+            entry.lastseen, entry.heard = min(entry.lastseen, now), min(entry.heard, now)
+
     def prune(self, now: int) -> list[str]:
         """Forget strangers that neither answered nor were announced since `GONE`; return their ids.
 

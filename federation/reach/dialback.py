@@ -30,7 +30,7 @@ from federation.transport.connection import PeerConnection
 from federation.transport.dial import fetch_card
 from federation.transport.endpoint import Endpoint
 from federation.transport.errors import RemoteRefusal, TransportError
-from federation.wire.address import host_of, source_of
+from federation.wire.address import host_of, is_public, source_of
 from federation.wire.card import Card
 from federation.wire.envelope import Kind, Rejected, VerifiedMessage
 from federation.wire.messages import Dial, Dialled, load
@@ -133,9 +133,12 @@ class DialBack:
             raise Refusal(404, "not_found", "this colony has federation.global off")
         wish = load(opened.payload, Dial)
         network = self.monitor.network
-        if remote == BROUGHT:
+        if remote.startswith(BROUGHT):
             raise Refusal(403, "dial_source", "a mailbox brought the request: ask directly")
-        if problem := problem_of(remote, network, loopback=self.loopback):
+        problem = problem_of(remote, network, loopback=self.loopback)
+        if not (problem or self.private or self.loopback or is_public(remote)):
+            problem = "is of a private network, and tells nothing of the Internet"
+        if problem:
             raise Refusal(403, "dial_source", f"your address {remote} {problem}")
         wait = self._bucket.take(_RATE, trio.current_time())
         if wait or self._under_way >= _AT_ONCE:
@@ -315,9 +318,11 @@ class DialBack:
         if answer.reached and not self._shown[answer.nonce.hex()]:
             return False
         try:
-            seen = ipaddress.ip_address(answer.host.partition("%")[0])
+            seen = ipaddress.ip_address(answer.host)
         except ValueError:
             return False
+        if "%" in answer.host:
+            return False  # a zone can be any text, and a card with it could not be signed
         if self.loopback:
             return True
         if not self._is_outside(remote) or problem_of(answer.host, self.monitor.network):

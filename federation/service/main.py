@@ -412,6 +412,7 @@ class Federation:
         await self.requeuer.tick()
 
     async def _keep_clock(self) -> None:
+        self.peers.set_back(self.context.clock.seconds)
         await self.memory.keep()
         await self.peers.look_again()
         await self.invitations.load()

@@ -156,7 +156,7 @@ class Server:
             raise Refusal(503, "busy", refusal, again=2)
         message = self.peer_quotas.message
         try:
-            with message(opened.issuer, endpoint.kind) if trusted else nullcontext():
+            with message(opened, endpoint.kind) if trusted else nullcontext():
                 if endpoint.action is not None:
                     answer = await endpoint.action(opened, request.body)
                 elif endpoint.placed is not None:
@@ -164,7 +164,7 @@ class Server:
                 else:
                     answer = await self._each(opened, request, endpoint.each)
         except Refusal as refusal:
-            if endpoint.keep is not None and request.remote == BROUGHT:
+            if endpoint.keep is not None and request.remote.startswith(BROUGHT):
                 refusal.kept = await endpoint.keep(opened, refusal)
             raise
         self.counters[f"ok_{endpoint.kind.value}"] += 1
@@ -221,6 +221,8 @@ class Server:
         root = self.peers.index.root(opened.issuer)
         if root != opened.issuer and not endpoint.public:
             opened = msgspec.structs.replace(opened, issuer=root, signer=opened.issuer)
+        if request.remote.startswith(BROUGHT):
+            opened = msgspec.structs.replace(opened, way=request.remote)
         self._demand_trust(opened.issuer, public=endpoint.public or guest is not None)
         return opened
 

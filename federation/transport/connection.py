@@ -33,7 +33,9 @@ from node.model.types import SECOND
 __all__ = ["Guide", "PeerConnection", "PeerResponse", "fetch_card"]
 
 _LARGE = 1_000_000  # bytes from which an answer is opened in a thread
-_LONGEST_WAIT = 300
+_LONGEST_WAIT = 300  # seconds that a peer may have us wait
+# ... and a mailbox: less than the time for which the peer's other mailboxes come first.
+MAILBOX_WAIT = 10
 _MOST_ADDRESSES = 16
 # Seconds allowed for a message and its answer, beside the peer's own wait; and bytes a second.
 _LEAST, _SLOWEST = 60.0, 16_384
@@ -424,7 +426,8 @@ class PeerConnection:
         if status in (408, 429) or status >= 500 or status < 400:
             after = answer.retry_after
             number = after.isascii() and after.isdigit() and len(after) < 10
-            seconds = min(int(after), _LONGEST_WAIT) if number else 0
+            longest = MAILBOX_WAIT if brought and denial is None else _LONGEST_WAIT
+            seconds = min(int(after), longest) if number else 0
             # With any other status, the peer may have accepted it all the same.
             proof = alone if status == 429 else Proof.NONE
             return RemoteRefusal(code, message, Reason.LATER, proof, seconds)

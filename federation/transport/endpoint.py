@@ -28,7 +28,8 @@ class Endpoint:
     checked, it gets such a message and the sender's address. It returns the sender's card, or
     raises Refusal or Rejected.
 
-    `placed` is an action that gets the sender's address (BROUGHT from a mailbox), not the bytes.
+    `placed` is an action that gets the sender's address (BROUGHT and an id from a mailbox), not
+    the bytes.
     """
 
     path: str

@@ -21,7 +21,7 @@ from federation.transport.connection import PeerResponse
 from federation.transport.endpoint import Endpoint
 from federation.transport.errors import Lost, Unsent
 from federation.wire.card import Card, open_card
-from federation.wire.envelope import Kind, Rejected, UnverifiedMessage, VerifiedMessage
+from federation.wire.envelope import Kind, Rejected, UnverifiedMessage, VerifiedMessage, inspect
 from federation.wire.messages import (
     INVITED_BYTES,
     SENDER_BYTES,
@@ -53,6 +53,7 @@ _STRANGERS_BYTES = 16_000_000  # bytes of these
 # signature is checked; for one client, with their bytes, counted after.
 _FROM_ADDRESS, _FROM_ALL, _FOR_CLIENT = 240, 1_200, 600
 _CLIENT_BYTES = 16_000_000
+_FOREIGN = 20  # messages a minute for one client that another colony signed than the sender
 _FOUND = 64  # clients that are announced and whose cards are given out
 
 
@@ -86,6 +87,7 @@ class _MailboxQueue:
     invited: frozenset[bytes] = frozenset()
     rate: TokenBucket = field(default_factory=TokenBucket)  # of strangers' messages
     bytes_rate: TokenBucket = field(default_factory=TokenBucket)
+    foreign: TokenBucket = field(default_factory=TokenBucket)  # messages signed by another colony
 
     def admits(self, issuer: str, wish: Pass) -> bool:
         """Return whether a colony that the mailbox does not trust may leave this message."""
@@ -326,6 +328,22 @@ class Mailbox:
             raise Rejected("unknown_issuer", "the card is another colony's")
         return card
 
+    def _count_foreign(self, to: str, sender: str, body: bytes) -> None:
+        """Count a message in the name of another colony than its sender. Raises Refusal.
+
+        It may be of the sender's former key, or false: then it counts at the receiver for that
+        colony, and for us, so fewer are taken than the receiver checks.
+        """
+        try:
+            issuer = inspect(body, limit=len(body)).issuer
+        except Rejected:
+            return  # the receiver refuses it unchecked
+        if self.peers.index.root(issuer) == self.peers.index.root(sender):
+            return
+        if wait := self._queues[to].foreign.take(_FOREIGN, trio.current_time()):
+            message = "too many messages signed by other colonies than their senders"
+            raise Refusal(429, "mailbox_sender", message, again=int(wait) + 1)
+
     async def forward(self, opened: VerifiedMessage, data: bytes) -> bytes:
         """Carry a message to a colony that polls us. Raises Refusal.
 
@@ -335,6 +353,7 @@ class Mailbox:
         to = self.peers.index.root(wish.to)
         if not self._serves(to):
             raise Refusal(429, "mailbox_absent", "that colony does not poll us now", again=5)
+        self._count_foreign(to, opened.issuer, wish.body)
         stranger = self.peers.state(opened.issuer) != TRUSTED
         try:
             answer = await self.carry(

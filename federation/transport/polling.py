@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 import trio
 
 from federation.forward import machine
+from federation.peers.log_limit import LogLimiter
+from federation.peers.policy import TokenBucket
 from federation.peers.registry import Peers
 from federation.transport.connection import PeerConnection
 from federation.transport.errors import TransportError
@@ -39,6 +41,7 @@ _WAIT = 25  # seconds of a poll
 _PART = 1_000_000  # bytes of an answer in one message
 _SLOTS = 64  # messages that a poller works on at a time
 _PAUSE = 1.0  # seconds between polls that bring nothing, whatever the mailbox does
+_MOST_BROUGHT = 6_000  # messages a minute that a poller takes of one mailbox
 _PATIENCE = 60.0  # seconds until a mailbox that refused is polled again
 _SETTLE = 0.2  # seconds until a change is told, as others may follow
 
@@ -76,6 +79,24 @@ class MailboxTerms:
         return Collect(wait, answers, named, b"".join(invited[-MOST_INVITED:]))
 
 
+@dataclass(eq=False)
+class _Intake:
+    """The limits of what one mailbox brings, and of the lines of the log about it."""
+
+    rate: TokenBucket = field(default_factory=TokenBucket)
+    lines: LogLimiter = field(default_factory=LogLimiter)
+
+    async def pace(self, count: int) -> None:
+        """Wait until so many messages more may come."""
+        if wait := self.rate.take(_MOST_BROUGHT, trio.current_time(), count):
+            await trio.sleep(wait)
+            self.rate.take(_MOST_BROUGHT, trio.current_time(), count)
+
+    def line(self) -> dict[str, int] | None:
+        """Return what to add to a line of the log about the mailbox; None to leave it out."""
+        return self.lines.line(trio.current_time())
+
+
 @dataclass
 class MailboxPoller:
     """Polls peers for messages to us, and lets `handle` answer these.
@@ -90,7 +111,7 @@ class MailboxPoller:
 
     async def collect_forever(self, connection: PeerConnection) -> None:
         """Poll one peer until cancelled, and answer messages meanwhile."""
-        slots, failures = trio.CapacityLimiter(_SLOTS), 0
+        slots, intake, failures = trio.CapacityLimiter(_SLOTS), _Intake(), 0
         async with trio.open_nursery() as nursery:
             if self.terms is not None and self.terms.wide:
                 tell = functools.partial(self._tell_forever, connection, self.terms)
@@ -103,16 +124,19 @@ class MailboxPoller:
                     self.answered(connection.id)
                 except (TransportError, Rejected) as error:
                     failures += 1
-                    log.info("mailbox not reached", peer=connection.id, error=error)
+                    if (more := intake.line()) is not None:
+                        log.info("mailbox not reached", peer=connection.id, error=error, **more)
                     refused = isinstance(error, TransportError) and error.final
                     await trio.sleep(_PATIENCE if refused else machine.delay(failures, self.chance))
                     continue
                 for parcel in parcels:
-                    nursery.start_soon(self._work_safely, connection, parcel, slots)
+                    nursery.start_soon(self._work_safely, connection, parcel, slots, intake)
                 if slots.available_tokens == 0:
                     async with slots:
                         pass
-                if not parcels:
+                if parcels:
+                    await intake.pace(len(parcels))
+                else:
                     await trio.sleep_until(began + _PAUSE)
 
     def _poll(self, wait: int) -> Collect:
@@ -138,21 +162,30 @@ class MailboxPoller:
         return load(opened.payload, Parcels).parcels
 
     async def _work_safely(
-        self, connection: PeerConnection, parcel: Parcel, slots: trio.CapacityLimiter
+        self,
+        connection: PeerConnection,
+        parcel: Parcel,
+        slots: trio.CapacityLimiter,
+        intake: _Intake,
     ) -> None:
         with contained("message of a mailbox", peer=connection.id, path=parcel.path):
-            await self._work(connection, parcel, slots)
+            await self._work(connection, parcel, slots, intake)
 
     async def _work(
-        self, connection: PeerConnection, parcel: Parcel, slots: trio.CapacityLimiter
+        self,
+        connection: PeerConnection,
+        parcel: Parcel,
+        slots: trio.CapacityLimiter,
+        intake: _Intake,
     ) -> None:
         """Answer one message. If the answer is lost, the sender repeats the message."""
         async with slots:
             if parcel.path in ("/v1/mail", "/v1/pass"):
                 return
-            # Without an address: the message did not come from the local network.
+            # The mailbox takes the place of an address, so its false messages count for it alone.
+            remote = f"{BROUGHT}{connection.id}"
             headers = {KNOCK: parcel.knock} if parcel.knock else {}
-            request = Request("POST", parcel.path, "", headers, parcel.body, BROUGHT)
+            request = Request("POST", parcel.path, "", headers, parcel.body, remote)
             response = await self.handle(request)
             after = dict(response.headers).get("retry-after", "")
             data = bytes(response.body)
@@ -162,4 +195,6 @@ class MailboxPoller:
                     reply = Reply(parcel.id, response.status, after, part, more)
                     await self._exchange(connection, Collect(0, [reply]))
             except (TransportError, Rejected) as error:
-                log.info("answer not brought to the mailbox", peer=connection.id, error=error)
+                if (left := intake.line()) is not None:
+                    peerid = connection.id
+                    log.info("answer not brought to the mailbox", peer=peerid, error=error, **left)

@@ -16,7 +16,7 @@ import trio
 
 from federation.peers.context import Context
 from federation.peers.registry import BLOCKED, TRUSTED, PeerState
-from federation.transport.connection import Carrier, PeerConnection, PeerResponse
+from federation.transport.connection import MAILBOX_WAIT, Carrier, PeerConnection, PeerResponse
 from federation.transport.errors import Lost, Reason, RemoteRefusal, TransportError
 from federation.transport.mailbox import ANSWER, Mailbox
 from federation.wire.envelope import Kind, Rejected
@@ -54,7 +54,8 @@ async def pass_on(
         if error.reason is not Reason.LATER:
             raise Lost(f"its mailbox: {error}") from None
         code = f"its mailbox: {error.code}"
-        raise RemoteRefusal(code, error.message, Reason.LATER, seconds=error.seconds) from None
+        seconds = min(error.seconds, MAILBOX_WAIT)
+        raise RemoteRefusal(code, error.message, Reason.LATER, seconds=seconds) from None
     except Rejected as error:
         raise Lost(f"its mailbox: {error}") from None
     return PeerResponse(passed.status, passed.after, passed.data, brought=True)
@@ -65,9 +66,9 @@ class MailboxWays:
     """Tells which peers are reached through a mailbox, ours or another's, and which peers we poll.
 
     `connections` are those to the trusted peers, by the id under which each is kept. `connect`
-    makes one to a mailbox that is no trusted peer, and `seek` has such a mailbox looked up by id.
-    `card` returns our signed card. Without `wide` (`federation.global` is off), nothing is left at
-    mailboxes that are no trusted peers.
+    makes one to a mailbox that is no trusted peer, and `seek` has such a mailbox looked up: its id,
+    and that of the peer whose card names it. `card` returns our signed card. Without
+    `wide` (`federation.global` is off), nothing is left at mailboxes that are no trusted peers.
     """
 
     context: Context
@@ -75,7 +76,7 @@ class MailboxWays:
     connections: Mapping[str, PeerConnection]
     connect: Callable[[PeerState], PeerConnection]
     card: Callable[[], bytes]
-    seek: Callable[[str], object]
+    seek: Callable[[str, str], object]
     wide: bool = False
     changed: WakeUp = field(default_factory=WakeUp)
     _configured: set[str] = field(default_factory=set)
@@ -158,9 +159,14 @@ class MailboxWays:
         known = [(each, self._to(each)) for each in named if each not in entry.peer.ids]
         usable = [(name, at) for name, at in known if at is not None]
         if len(usable) < len(known):
-            for name, at in known:
-                if at is None and peers.index.root(name) not in self.connections:
-                    self.seek(name)
+            lacking = [
+                name
+                for name, at in known
+                if at is None and peers.index.root(name) not in self.connections
+            ]
+            # Few are looked up at once, so each has its turn.
+            for name in self.context.chance.sample(lacking, len(lacking)):
+                self.seek(name, entry.peer.id)
         if not usable:
             return None
         now = trio.current_time()

@@ -40,3 +40,17 @@ def is_near(host: str) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return bool((mapped or address).is_private)
+
+
+def is_public(host: str) -> bool:
+    """Return whether an address is one of the Internet, and of nobody's own network.
+
+    More than `is_near`, as addresses of providers' own networks and of VPNs (100.64.0.0/10) are
+    neither.
+    """
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    site = isinstance(address, ipaddress.IPv6Address) and address.is_site_local
+    return address.is_global and not site

@@ -34,7 +34,9 @@ _MAX_SEQUENCE = 2**63 - 1
 _ANY = "any"  # the word for all peers in routes
 _ITEMS = 256
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
-_ENDPOINT = re.compile(r"(?:\[[0-9a-fA-F:.]+(?:%[\w.-]+)?\]|[A-Za-z0-9._-]{1,253}):(\d{1,5})")
+_ENDPOINT = re.compile(
+    r"(?:\[[0-9a-fA-F:.]+(?:%[\w.-]+)?\]|[A-Za-z0-9._-]{1,253}):(\d{1,5})", re.ASCII
+)
 _ID = _FINGERPRINT
 _KEYS = {"key", "name", "seq", "fp", "at", "ver"}
 

@@ -100,6 +100,7 @@ class VerifiedMessage(msgspec.Struct, frozen=True):
     payload: bytes
     digest: bytes  # SHA-256 of the whole envelope
     signer: str = ""  # the issuer's present id, if `issuer` is the id under which it is kept
+    way: str = ""  # the mailbox that brought it, as `refusals.BROUGHT` has it
 
     @property
     def wire(self) -> str:

@@ -12,7 +12,8 @@ import msgspec
 
 from federation.wire.envelope import Rejected
 
-BROUGHT = ""  # the remote host of a message that a mailbox held
+# What the remote host of a message begins with that a mailbox brought; the mailbox's id follows.
+BROUGHT = "mailbox "
 
 _ROOM_AGAIN = 30  # seconds until a sender may try a full store again
 

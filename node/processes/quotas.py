@@ -6,7 +6,7 @@ Each is a setting of `[quotas]`, which a refusal names. The right to the call is
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -33,6 +33,8 @@ class Quotas:
     limits: QuotasConfig = field(default_factory=QuotasConfig)
     # Processes that are being submitted, by colony and name, and by colony and "".
     _coming: dict[tuple[str, str], int] = field(default_factory=dict)
+    # Colony and name of each of these, by id.
+    _coming_ids: dict[str, tuple[str, str]] = field(default_factory=dict)
     # Lines that running processes logged, for the processes that logged last.
     _lines: OrderedDict[str, int] = field(default_factory=OrderedDict)
 
@@ -65,36 +67,50 @@ class Quotas:
         """
         limits = self.limits
         most, all_most = limits.member_processes, limits.colony_processes
-        if most and (own := self.open(colony, name)) + count > most * (TIMED if timed else 1):
+        may = most * (TIMED if timed else 1)
+        if most and self.open(colony, name) + count > may:
+            own = self.open(colony, name) - self._twice(colony, name)
             member = f"{name!r} in colony {colony!r}"
-            if timed:
+            if timed and own + count > may:
                 raise TooMany(
                     f"{member} has {own} open processes, and {count} more by the clock would"
                     f" exceed {int(most * TIMED)}, half of {most} (quotas.member_processes)"
                 )
             self.require("member_processes", member, own, "open processes", count)
-        if all_most and (there := self.open(colony)) + count > all_most:
+        if all_most and self.open(colony) + count > all_most:
+            there = self.open(colony) - self._twice(colony)
             self.require("colony_processes", f"colony {colony!r}", there, "open processes", count)
 
-    def begin(self, colony: str, name: str, count: int = 1, *, timed: bool = False) -> None:
-        """Count processes that are about to be submitted, until `end`. Raises TooMany."""
-        self.require_processes(colony, name, count, timed=timed)
-        count_owner(self._coming, colony, name, count)
+    def _twice(self, colony: str, name: str = "") -> int:
+        """Return how many processes are counted as coming and in the indexes.
 
-    def end(self, colony: str, name: str, count: int = 1) -> None:
-        """Uncount the processes of `begin`: they are in the indexes, or were not submitted."""
-        count_owner(self._coming, colony, name, -count)
+        The watch may tell of a process before its submission is answered. To know that costs a look
+        at all that are coming: it is asked for only where they would be too many.
+        """
+        return sum(
+            owner == (colony, name or owner[1])
+            and (processid in self.queue.entries or processid in self.running.entries)
+            for processid, owner in self._coming_ids.items()
+        )
 
     @contextmanager
     def processes(
-        self, colony: str, name: str, count: int = 1, *, timed: bool = False
+        self, colony: str, name: str, ids: Sequence[str] = ("",), *, timed: bool = False
     ) -> Iterator[None]:
-        """Count `count` processes of a member while the block submits them. Raises TooMany."""
-        self.begin(colony, name, count, timed=timed)
+        """Count processes of a member while the block submits them; an id may be "" where it is not
+        known yet. Raises TooMany.
+        """
+        self.require_processes(colony, name, len(ids), timed=timed)
+        count_owner(self._coming, colony, name, len(ids))
+        # A repeat of a request that is under way has the same ids.
+        known = [each for each in ids if each and each not in self._coming_ids]
+        self._coming_ids |= dict.fromkeys(known, (colony, name))
         try:
             yield
         finally:
-            self.end(colony, name, count)
+            count_owner(self._coming, colony, name, -len(ids))
+            for each in known:
+                del self._coming_ids[each]
 
     def count_line(self, processid: str) -> None:
         """Count a log line of a process, since this daemon started. Raises TooMany."""

@@ -137,7 +137,8 @@ class Workflows:
         if away := sum(bool(node.peer) for node in nodes):
             self.processes.require_forwards(away)
         try:
-            with self.processes.quotas.processes(colony, initiatorname, len(specs), timed=timed):
+            ids = [node.processid for node in nodes]
+            with self.processes.quotas.processes(colony, initiatorname, ids, timed=timed):
                 return await self._store(graph, nodes, submission, guard)
         except TooMany:
             # A repeat of a request that was served is answered all the same.

@@ -592,6 +592,13 @@ def program(*args: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
     )
 
 
+def test_a_host_without_an_address_says_so(tmp_path: Path) -> None:
+    """The resolver's errors have numbers of their own, which are no errnos."""
+    done = program("server", "alive", "--server", "host.invalid:9", "--home", str(tmp_path))
+    assert b"host.invalid:9: " in done.stderr
+    assert b"unknown error" not in done.stderr
+
+
 def test_a_refused_connection_says_so(tmp_path: Path) -> None:
     done = program("server", "alive", "--server", "localhost:9", "--home", str(tmp_path))
     assert b"localhost:9: connection refused" in done.stderr

@@ -19,7 +19,7 @@ from colonyd.client.blocking import BlockingClient
 from colonyd.client.client import Client, NotEnded, ProcessFailed, WorkflowFailed
 from colonyd.client.values import Conditions, OddReply, Spec, State
 from colonyd.client.workflow import Workflow, task
-from colonyd.errors import ColonyError, NotFound
+from colonyd.errors import ColonyError, Invalid, NotFound
 from colonyd.settings import Settings
 from tests.support.daemons import REPOSITORY, Daemon, free_port
 
@@ -118,6 +118,8 @@ def test_a_function_is_run_and_its_output_has_a_type(site: Site, backend: str) -
         assert e.value.process.state is State.FAILED
         with pytest.raises(ColonyError, match="an argument of add has no form in JSON"):
             await colony.run("add", object())
+        with pytest.raises(Invalid, match="no form in JSON: Out of range float values"):
+            await colony.run("add", float("nan"))
 
     work(site, backend, block)
 

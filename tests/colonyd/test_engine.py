@@ -109,6 +109,42 @@ def leaves_thread() -> None:
     sys.exit(3)
 
 
+async def fails_in_a_group() -> None:
+    async def fails() -> None:
+        raise KeyError("in a group")
+
+    if anyio.get_cancelled_exc_class() is asyncio.CancelledError:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(asyncio.sleep(60))
+            group.create_task(fails())
+    await fails()
+
+
+class Panic(BaseException):
+    """As extensions in Rust raise it, which is no Exception."""
+
+
+async def panics() -> None:
+    raise Panic("in an extension")
+
+
+def panics_in_a_thread() -> None:
+    raise Panic("in an extension")
+
+
+def cancels_a_loop_of_its_own() -> None:
+    async def work() -> None:
+        task = asyncio.ensure_future(asyncio.sleep(60))
+        task.cancel()
+        await task
+
+    asyncio.run(work())
+
+
+async def no_number() -> list[float]:
+    return [1.0, float("nan")]
+
+
 async def cancelled_within() -> None:
     if anyio.get_cancelled_exc_class() is asyncio.CancelledError:
         task = asyncio.ensure_future(asyncio.sleep(60))
@@ -130,6 +166,11 @@ async def cancelled_within() -> None:
         (leaves, "SystemExit: 3"),
         (leaves_thread, "SystemExit: 3"),
         (cancelled_within, "CancelledError"),
+        (fails_in_a_group, "KeyError: 'in a group'"),
+        (panics, "Panic: in an extension"),
+        (panics_in_a_thread, "Panic: in an extension"),
+        (cancels_a_loop_of_its_own, "CancelledError"),
+        (no_number, "the output has no form in JSON: Out of range float values"),
     ],
 )
 def test_whatever_a_function_does_its_process_fails_and_the_worker_goes_on(

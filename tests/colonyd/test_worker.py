@@ -18,7 +18,8 @@ import anyio.from_thread
 import pytest
 import trio
 
-from colonyd import ColonyError, Context, Settings, Worker
+from colonyd import Client, ColonyError, Context, Settings, Worker
+from colonyd.errors import NotThere
 from tests.support.daemons import REPOSITORY, Daemon, until
 
 pytestmark = pytest.mark.slow
@@ -388,6 +389,14 @@ def test_a_worker_in_a_running_loop_says_how(lone_daemon: Daemon, backend: str) 
             worker.run()
 
     anyio.run(main, backend=backend)
+
+
+def test_a_program_without_a_colony_says_how_to_name_one(tmp_path: Path) -> None:
+    """Where the worker's package is alone, there is no command whose options would help."""
+    settings = Settings.find(environ={"HOME": str(tmp_path)})
+    for named in ("COLONIES_COLONY_NAME", "COLONIES_SERVER_HOST", "COLONYD_HOME"):
+        with pytest.raises(NotThere, match=named):
+            Client(settings)
 
 
 def test_a_signal_ends_a_worker_whose_daemon_is_away(tmp_path: Path) -> None:

@@ -95,6 +95,16 @@ def test_a_signed_request_is_the_wires() -> None:
         ("new colonyd.Identity('abc')", "a private key is 64 hexadecimal characters"),
         ("new colonyd.Client('nowhere')", "nowhere is no address of a server"),
         ("await new colonyd.Client('http://127.0.0.1:1').run('x')", "give the client the name"),
+        (
+            "new colonyd.Client('http://127.0.0.1:1', {colony: 'a'}).spec('x', [])",
+            "x: for executors of which type? give { type }",
+        ),
+        (
+            "const identity = colonyd.Identity.generate();"
+            "const at = new colonyd.Client('http://127.0.0.1:1', {identity, colony: 'a'});"
+            "new colonyd.Worker(at, {name: 'a', type: 'b'}).function('g', function* () {})",
+            "g is a generator, which has no result: return a list",
+        ),
         ("colonyd.fromEnvironment({})", "COLONIES_COLONY_NAME is not set"),
         (
             "new colonyd.Worker(new colonyd.Client('http://127.0.0.1:1'), {name: 'a'})",
@@ -155,6 +165,24 @@ def test_functions_of_every_kind(lone_daemon: Daemon, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_whatever_a_function_throws_ends_its_process(lone_daemon: Daemon, tmp_path: Path) -> None:
+    """No error is one that the server refuses, or that ends the worker: callers would wait."""
+    with at_work(lone_daemon, "js-odd", tmp_path) as worker:
+        for kind, errors in (
+            ("halves", ["half a character: \ufffd"]),
+            ("long", ["x" * 12_000]),
+            ("empty", ["RangeError"]),
+            ("textless", ["an error that can't be made a text"]),
+            ("getter", ["an error that can't be made a text"]),
+            ("nothing", ["undefined"]),
+        ):
+            process = ended(lone_daemon, submit(lone_daemon, "js-odd", "odd", kind))
+            assert (process["state"], process["errors"]) == (FAILED, errors)
+        assert ended(lone_daemon, submit(lone_daemon, "js-odd", "once"))["out"] == [{"reads": "1"}]
+        assert worker.end() == 0
+
+
+@pytest.mark.slow
 def test_workflows_files_and_channels(lone_daemon: Daemon, tmp_path: Path) -> None:
     with at_work(lone_daemon, "js-2", tmp_path, slots=2):
         flow = """
@@ -198,6 +226,52 @@ def test_workflows_files_and_channels(lone_daemon: Daemon, tmp_path: Path) -> No
     assert script(lone_daemon, files) == [True, 300_000, "ü€", 0]
     with pytest.raises(AssertionError, match="no file gone under /data"):
         script(lone_daemon, "await client.getFile('/data', 'gone')")
+
+
+@pytest.mark.slow
+def test_a_workflow_that_fails_or_lasts_says_which_and_why(
+    lone_daemon: Daemon, tmp_path: Path
+) -> None:
+    """The nodes before it in the list ended because of it: they are not the ones to name."""
+    with at_work(lone_daemon, "js-wf", tmp_path, slots=2):
+        nodes: dict[str, Any] = {
+            "innocent": {"func": "until", "args": [str(tmp_path / "never")], "type": "js-wf"},
+            "guilty": {"func": "throws", "type": "js-wf"},
+        }
+        code = "return client.runWorkflow(args.nodes, {seconds: args.seconds})"
+        with pytest.raises(AssertionError, match=r"\(throws\) failed: this text is no number"):
+            script(lone_daemon, code, nodes=nodes, seconds=60)
+        del nodes["guilty"]
+        with pytest.raises(AssertionError, match=r"workflow [0-9a-f]{64} has not ended in 1 s"):
+            script(lone_daemon, code, nodes=nodes, seconds=1)
+
+
+@pytest.mark.slow
+def test_a_worker_that_waits_tells_why_on_the_standard_error(lone_daemon: Daemon) -> None:
+    """It has no key of an executor: in silence, nobody would know that it waits for one."""
+    key = PrivateKey.generate()
+    code = f"""
+        import {{ Worker }} from "{PACKAGE / "index.js"}";
+        import {{ fromEnvironment, serve }} from "{PACKAGE / "node.js"}";
+        const worker = new Worker(fromEnvironment(), {{ name: "js-new", type: "js" }});
+        await serve(worker.function("upper", ([text]) => text.toUpperCase()));
+    """
+    with subprocess.Popen(
+        ["node", "--input-type=module", "-e", code],
+        env=environ(lone_daemon, key),
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as worker:
+        silent = threading.Timer(20, worker.kill)
+        silent.start()
+        try:
+            assert worker.stderr is not None
+            told = worker.stderr.readline()
+        finally:
+            silent.cancel()
+            worker.send_signal(signal.SIGTERM)
+    assert told.startswith("waiting: ")
+    assert f"colony executor add js-new --type js --id {key.id} --approve" in told
 
 
 @pytest.mark.slow
@@ -485,7 +559,8 @@ def test_the_package_names_its_files_and_no_registry() -> None:
 def test_the_same_libraries_sign_in_the_example() -> None:
     example = REPOSITORY / "docs" / "examples" / "browser-worker" / "package.json"
     ours = json.loads((PACKAGE / "package.json").read_text())["dependencies"]
-    assert json.loads(example.read_text())["dependencies"] == ours
+    theirs = json.loads(example.read_text())["dependencies"]
+    assert theirs == ours | {"colonyd": "file:../../../js"}
 
 
 # -- the README -----------------------------------------------------------------------------------

@@ -87,18 +87,14 @@ async def submit_spec(node: Node, caller: Caller, request: req.SubmitProcess) ->
     )
     quotas, name = node.processes.quotas, process.initiatorname
     try:
-        quotas.begin(colony, name)
+        with quotas.processes(colony, name, [process.processid]):
+            stored = await node.assigner.submit(process, caller.submission)
     except TooMany:
         # A repeat of a request that was served is answered all the same.
         known = await node.processes.load(colony, process.processid) if caller.nonce else None
         if known is None:
             raise
         stored = known[0]
-    else:
-        try:
-            stored = await node.assigner.submit(process, caller.submission)
-        finally:
-            quotas.end(colony, name)
     if stored.nonce != process.nonce:
         raise Denied("nonce: used already for another submission")
     return wire_process(stored)

@@ -143,6 +143,17 @@ def test_what_cards_name_leaves_room_for_the_owner() -> None:
     assert lookups.request(CAT, 1.0)
 
 
+def test_what_cards_name_is_not_looked_up_on_and_on() -> None:
+    """However often it is asked for: its room is then another's, for whom nobody asked so often."""
+    lookups = plan()
+    assert lookups.request(BEE, 1.0, named=True)
+    for second in range(2, 61):
+        steps(lookups, float(second))
+        assert lookups.request(BEE, float(second), named=True)
+    steps(lookups, 62.0)
+    assert not lookups.is_sought(BEE)
+
+
 def test_answers_that_nobody_asked_for_are_ignored() -> None:
     lookups = plan()
     lookups.heard(target(BEE), ["198.51.100.1:1"])

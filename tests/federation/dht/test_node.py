@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from federation.dht.wide import TABLE, WideLookup
+from federation.network.interfaces import Network
 from federation.network.monitor import NetworkMonitor
 from tests.support.daemons import free_port, until
 from tests.support.wide import stays_open
@@ -138,14 +139,29 @@ async def test_private_addresses_count_in_a_dht_of_our_own(tmp_path: Path) -> No
         "8.8.8.8:1",
         "169.254.169.254:80",
         "[::ffff:8.8.8.8]:1",
+        "100.101.102.103:22",  # of a provider's own network, or of a VPN's
+        "[fec0::1]:22",
     ]
-    assert [own.usable(each) for each in told] == [True, True, True, False, False]
-    assert [public.usable(each) for each in told] == [False, False, True, False, False]
+    used = [True, True, True, False, False, True, True]
+    assert [own.usable(each) for each in told] == used
+    used = [False, False, True, False, False, False, False]
+    assert [public.usable(each) for each in told] == used
     # Where our port is for this machine alone, so are those of the others.
     own.monitor = NetworkMonitor([])
     assert own.usable("127.0.0.9:1")
     own.host = "*"
     assert not own.usable("127.0.0.9:1")
+
+
+async def test_public_addresses_on_our_own_link_count(tmp_path: Path) -> None:
+    """Machines of one provider may share a network, in which no multicast leads to the others."""
+    public = wide_lookup(tmp_path, "*", 1, [])
+    near = ("2600:1f18::/64", "93.184.216.0/24")
+    public.monitor = NetworkMonitor(
+        network=Network((), (), near, (), (("eth0", 2),), loopback=False)
+    )
+    assert public.usable("[2600:1f18::9]:50081")
+    assert public.usable("93.184.216.9:50081")
 
 
 async def test_without_the_library_it_says_what_to_install(

@@ -432,6 +432,36 @@ async def test_a_relay_passes_on_what_it_hears(tmp_path: Path) -> None:
             assert (await ant.closed(processid)).output == ["end"]
 
 
+async def test_a_relay_that_is_asked_while_it_hears_tells_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process has changed, and what its peer says of it is not known yet: it is told later."""
+    with trio.fail_after(SECONDS):
+        async with world(tmp_path, ("ant", "bee", "cat")) as there:
+            ant, bee, cat = there.values()
+            await bee.trust(ant, forward=True, max_hops=2)
+            await ant.trust(bee)
+            await cat.trust(bee, max_hops=2)
+            await bee.trust(cat)
+            assert bee.node is not None
+            recall = bee.node.processes.recall
+
+            async def late(colony: str, pid: str) -> tuple[Process, int] | None:
+                found = await recall(colony, pid)
+                if found is not None and found[0].attributes:
+                    monkeypatch.undo()
+                    await ant.when(processid, lambda process: bool(process.attributes))
+                return found
+
+            monkeypatch.setattr(bee.node.processes, "recall", late)
+            processid = await ant.submit("bee/cat")
+            far = await take(cat)
+            await attach(cat, far, "k", "v")
+            await once(lambda: _executor(ant, processid) == "w@cat@bee")
+            await close(cat, far, "end")
+            assert (await ant.closed(processid)).output == ["end"]
+
+
 async def test_a_long_log_comes_whole_and_in_order_after_the_end(tmp_path: Path) -> None:
     with trio.fail_after(SECONDS):
         async with world(tmp_path, ("ant", "bee")) as there:

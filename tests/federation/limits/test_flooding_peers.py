@@ -5,8 +5,10 @@ A real store is behind it. Floods of real daemons are in `federation.limits.test
 
 from __future__ import annotations
 
+import itertools
+import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +21,29 @@ from federation.forward.receipt import ReceiptRecord
 from federation.inbox.channels import ChannelReceiver
 from federation.peers import successions
 from federation.peers.policy import Policy
-from federation.peers.registry import BLOCKED, TRUSTED, Peers
+from federation.peers.registry import BLOCKED, TRUSTED, Peer, Peers, PeerState
+from federation.transport.connection import PeerConnection
 from federation.transport.mailbox import Mailbox
+from federation.transport.polling import MailboxPoller
 from federation.wire import envelope, succession
 from federation.wire.card import Card, sign_card
 from federation.wire.clock import SigningClock
-from federation.wire.envelope import Kind
+from federation.wire.envelope import Kind, VerifiedMessage
 from federation.wire.messages import (
     Cancel,
     Collect,
     Follow,
     Hello,
+    Parcel,
+    Parcels,
     Poll,
     Reply,
     Said,
     Say,
     Successor,
+    dump,
 )
+from federation.wire.refusals import BROUGHT
 from federation.wire.signer import Signer
 from federation.wire.succession import declare
 from node.etcd.client import open_client
@@ -46,7 +54,7 @@ from tests.federation.inbox.support import SPEC, Lab, befriended, code, submissi
 from tests.node.etcd.support import start_store
 from tests.support.colonies import world
 from tests.support.daemons import until
-from tests.support.parts import inbox_of
+from tests.support.parts import Led, inbox_of
 
 HOME = "10.0.0.2"
 
@@ -264,6 +272,93 @@ async def test_false_signatures_in_the_name_of_a_peer_are_checked_within_bounds(
     assert (await lab.raw("cancel", sealed, "10.5.0.1")).status == 200, "a peer that moved"
 
 
+class Bringing(PeerConnection):
+    """A mailbox of ours: what it brings next, and what we answered."""
+
+    parcels: list[Parcel]
+    answers: list[int]
+    more: trio.Event
+
+    def seal(self, kind: Kind, message: msgspec.Struct, **claims: Any) -> bytes:
+        assert isinstance(message, Collect)
+        self.answers += [each.status for each in message.answers]
+        return b"answers" if message.answers else b""
+
+    async def post(
+        self, path: str, body: bytes, kind: Kind, wait: float = 0
+    ) -> tuple[VerifiedMessage, bytes]:
+        await trio.lowlevel.checkpoint()
+        now: list[Parcel] = []
+        if not body:
+            now, self.parcels = self.parcels[:64], self.parcels[64:]
+            if not now:
+                await self.more.wait()
+        return VerifiedMessage(self.id, "", b"c", 0, 9, dump(Parcels(now)), b""), b""
+
+
+async def brought(lab: Lab, nursery: trio.Nursery) -> Callable[..., Awaitable[list[int]]]:
+    """Poll two mailboxes. Return what has one bring messages to us; it returns our answers."""
+    boxes: list[Bringing] = []
+    for number in range(2):
+        entry = PeerState(Peer(f"{number:064x}", TRUSTED, "box", b"k", 1))
+        box = Bringing(entry, lab.context.signer, Led())
+        box.parcels, box.answers, box.more = [], [], trio.Event()
+        boxes.append(box)
+        poller = MailboxPoller(lab.server.handle, random.Random(1))
+        nursery.start_soon(poller.collect_forever, box)
+
+    async def bring(number: int, path: str, *bodies: bytes) -> list[int]:
+        box = boxes[number]
+        box.answers.clear()
+        box.parcels += [Parcel(b"%d" % each, path, body, 0) for each, body in enumerate(bodies, 1)]
+        box.more.set()
+        box.more = trio.Event()
+
+        async def answered() -> bool:
+            return len(box.answers) == len(bodies)
+
+        await until(60, answered)
+        return list(box.answers)
+
+    return bring
+
+
+async def test_what_one_mailbox_brings_keeps_nobody_out_who_comes_by_another(
+    lab: Lab, nursery: trio.Nursery
+) -> None:
+    """Messages with false signatures, in the names of peers; they have no address."""
+    await lab.befriend()
+    sealed = lab.seal(Kind.CANCEL, Cancel("2" * 64, 1))
+    false = [sealed[:-2] + bytes(end) for end in itertools.product(range(1, 16), repeat=2)]
+    bring = await brought(lab, nursery)
+    assert 429 in await bring(0, "/v2/cancel", *false)
+    assert await bring(1, "/v2/cancel", sealed) == [200]
+    # And by the same one, the others.
+    other = Lab(lab.client)
+    friend = Peer(other.other.id, TRUSTED, "friend", other.other.public_key, 1)
+    lab.peers.known[friend.id] = PeerState(friend)
+    message = other.seal(Kind.CANCEL, Cancel("3" * 64, 1), audience=lab.key.id)
+    assert await bring(0, "/v2/cancel", message) == [200]
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_mailbox_that_brings_a_message_again_uses_up_no_quota_of_its_sender(
+    lab: Lab, nursery: trio.Nursery
+) -> None:
+    await lab.befriend()
+    bring = await brought(lab, nursery)
+    hello = lab.seal(Kind.HELLO, Hello(lab.card_bytes()))
+    assert (await bring(0, "/v1/hello", *[hello] * 200)).count(200) == 120
+    follow = [Follow(f"{number:064x}", 1) for number in range(128)]
+    poll = lab.seal(Kind.POLL, Poll(0, [], follow))
+    assert 429 in await bring(0, "/v2/outcomes", *[poll] * 1300)
+    for answer in (await lab.introduce(), await lab.post("outcomes", Kind.POLL, Poll(0, []))):
+        assert answer.status == 200
+    assert await bring(1, "/v1/hello", hello) == [200]
+    assert await bring(1, "/v2/outcomes", poll) == [200]
+    nursery.cancel_scope.cancel()
+
+
 # -- a peer that is trusted a little -----------------------------------------------------------
 
 TIGHT = Policy(
@@ -372,7 +467,7 @@ async def test_what_a_mailbox_brought_in_vain_is_kept_within_bounds(lab: Lab) ->
     before = await stored(lab)
     for number in range(60):
         message = msgspec.structs.replace(submission(), pid=f"{number:064x}")
-        answer = await lab.raw("submit", lab.seal(Kind.SUBMIT, message), "")
+        answer = await lab.raw("submit", lab.seal(Kind.SUBMIT, message), BROUGHT)
         assert code(answer) == "policy_function"
     assert await stored(lab) - before < 5000
 

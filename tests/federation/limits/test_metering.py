@@ -18,13 +18,14 @@ from federation.peers.log_limit import LogLimiter
 from federation.peers.policy import Policy, TokenBucket
 from federation.peers.registry import BLOCKED, TRUSTED, FormerKey, Peer
 from federation.wire.clock import SigningClock
-from federation.wire.envelope import Kind
+from federation.wire.envelope import Kind, VerifiedMessage
 from federation.wire.invitation import key_of, knock, name_of
-from federation.wire.refusals import Refusal
+from federation.wire.refusals import BROUGHT, Refusal
 from federation.wire.succession import KeySuccession
 from tests.federation.peers.support import registry
 
 PEER = "a" * 64
+OPENED = VerifiedMessage(PEER, "", b"c", 0, 9, b"", b"")
 
 
 def refused(action: Callable[[], object]) -> str:
@@ -142,6 +143,24 @@ def test_only_the_key_of_an_invitation_gets_around_the_queue() -> None:
     assert invitations._shown(f"{name} {told}", b"another") is None
 
 
+def test_a_mailbox_that_brings_a_join_again_does_not_use_up_the_invitation() -> None:
+    async def main() -> None:
+        nobody: Any = None
+        invitations = Invitations(nobody, nobody)
+        secret = b"s" * 16
+        invitations._known[name_of(secret)] = (key_of(secret), TokenBucket())
+        shown = f"{name_of(secret)} {knock(key_of(secret), b'join').hex()}"
+
+        def join(remote: str) -> str:
+            return refused(lambda: invitations.knock(remote, shown, b"join"))
+
+        codes = [join(f"{BROUGHT}one") for _ in range(30)]
+        assert codes == [""] * 20 + ["join_rate"] * 10
+        assert [join(f"{BROUGHT}two"), join("192.0.2.7")] == ["", ""]
+
+    trio.run(main)
+
+
 # -- accounts ----------------------------------------------------------------------------------
 
 
@@ -200,17 +219,17 @@ def test_messages_are_bounded_a_minute_and_at_once() -> None:
         kept = peer_quotas(messages=3)
 
         def message(kind: Kind = Kind.SUBMIT) -> None:
-            with kept.message(PEER, kind):
+            with kept.message(OPENED, kind):
                 pass
 
         assert [refused(message) for _ in range(4)] == [""] * 3 + ["policy_messages"]
         kept = peer_quotas(messages=0)
         with ExitStack() as stack:
             for _ in range(16):
-                stack.enter_context(kept.message(PEER, Kind.POLL))
+                stack.enter_context(kept.message(OPENED, Kind.POLL))
             assert refused(lambda: message(Kind.POLL)) == "peer_at_once"
             for _ in range(112):
-                stack.enter_context(kept.message(PEER, Kind.SUBMIT))
+                stack.enter_context(kept.message(OPENED, Kind.SUBMIT))
             assert refused(message) == "peer_at_once"
         assert refused(message) == ""
         assert refused(lambda: message(Kind.POLL)) == ""

@@ -18,6 +18,7 @@ from federation.transport.connection import PeerResponse
 from federation.wire.card import open_card
 from federation.wire.envelope import Kind
 from federation.wire.messages import DEEPEST, Introduction, Introductions
+from federation.wire.refusals import BROUGHT
 from node.http.server import Request
 from node.model.types import State
 from tests.federation.membership.support import NOW, card, follows, gossip, said, seen, trusted
@@ -185,7 +186,7 @@ async def test_an_old_message_that_somebody_kept_changes_nothing(tmp_path: Path,
         )
 
         async def bring(message: bytes) -> str:
-            request = Request("POST", "/v1/introductions", "", {}, message, "")
+            request = Request("POST", "/v1/introductions", "", {}, message, "192.0.2.7")
             answer = await ant.handle(request)
             assert answer is not None
             assert answer.status == 200, "the answer to a repeat may have been lost"
@@ -196,6 +197,11 @@ async def test_an_old_message_that_somebody_kept_changes_nothing(tmp_path: Path,
         assert await bring(kept) == ""
         await ant.restart()
         assert await bring(kept) == ""
+        # Nor does it use up what bee may say itself.
+        again = Request("POST", "/v1/introductions", "", {}, kept, f"{BROUGHT}{cat.key.id}")
+        answers = [await ant.handle(again) for _ in range(8)]
+        assert 429 in [each.status for each in answers if each is not None]
+        assert await bring(_introduction(bee, ant)) == ""
         connection = ant.fed.connections[bee.key.id]
 
         async def replay(path: str, body: bytes, wait: float) -> PeerResponse:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import trio
 
 from colonyd.keys import PrivateKey
+from federation.dht.wide import WideLookup
 from federation.membership.bootstrap import Bootstrap
 from federation.membership.finder import Finder
 from federation.membership.join import Joiner
+from federation.network.monitor import NetworkMonitor
 from federation.peers.context import Context
 from federation.peers.registry import PENDING, Peer, PeerState
 from federation.transport.errors import Unsent
@@ -70,6 +73,19 @@ async def test_an_invitation_leads_to_a_colony_whose_introduction_is_out_of_date
     joiner = Joiner(seeker.context, NOTHING, seeker.finder, ways)
     assert await joiner.join(token, None) is seeker.entry
     assert tried == [AT]
+
+
+async def test_one_peer_does_not_take_up_all_look_ups_of_mailboxes(tmp_path: Path) -> None:
+    """Its cards name some that do not exist, others with each card."""
+    seeker = Seeker()
+    monitor = NetworkMonitor()
+    wide = WideLookup(monitor, tmp_path, "127.0.0.1", 1)
+    seeker.finder.wide = wide
+    for number in range(40):
+        seeker.finder.seek_mailbox(f"{number:064x}", f"liar{number % 2}")
+    assert wide.lookups.sought() == 4
+    seeker.finder.seek_mailbox("b" * 64, "bee")
+    assert wide.lookups.is_sought("b" * 64)
 
 
 async def test_what_is_known_is_looked_up_only_if_that_is_asked_for(

@@ -25,6 +25,7 @@ from federation.wire.refusals import Proof
 from node.etcd.client import open_client
 from tests.federation.inbox.support import PID, SPEC, Lab
 from tests.node.etcd.support import start_store
+from tests.support.colonies import world
 from tests.support.parts import Led
 
 HOUR = 3600
@@ -290,3 +291,19 @@ def test_a_copy_that_certainly_was_not_taken_is_sealed_anew() -> None:
             b"bytes",
             before.sent,
         )
+
+
+async def test_what_was_seen_while_the_clock_was_ahead_does_not_count_as_seen_for_years(
+    tmp_path: Path,
+) -> None:
+    """Else a message would go to a mailbox for a peer that is away, and strangers stay for ever."""
+    async with world(tmp_path) as colonies:
+        ant, bee = await colonies.add("ant"), await colonies.add("bee")
+        await ant.trust(bee)
+        entry, now = ant.fed.peers.known[bee.key.id], ant.fed.context.clock.seconds
+        entry.lastseen = entry.heard = now + 10 * 365 * 86_400
+        await ant.fed._keep_clock()
+        assert max(entry.lastseen, entry.heard) <= now + 60
+        entry.lastseen = now - 50
+        await ant.fed._keep_clock()
+        assert entry.lastseen == now - 50

@@ -200,6 +200,8 @@ async def test_the_present_address_stays_while_a_peer_names_it(
         ({"host": "169.254.169.254"}, True, False),
         ({"host": "127.0.0.1"}, True, False),
         ({"host": "no address"}, True, False),
+        ({"host": f"{THIRD}%1"}, False, False),
+        ({"host": f"{THIRD}%\x1b[31m"}, False, False),
         ({}, False, True),
     ],
 )
@@ -216,6 +218,17 @@ async def test_which_answers_tell_of_the_outside(
         await trio.sleep(61)
         await asker.round()
         assert asker.verdict() is (concluded if counts else Verdict.UNKNOWN), says
+
+
+async def test_an_address_that_no_card_may_have_is_not_believed(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It would stand in our own card, which then could not be signed any more."""
+    for host in (f"{OURS}%\x1b[31m", f"{THIRD}%a b", f"{THIRD}%1"):
+        asker = Asker({"host": host})
+        asker.dial_back.loopback = True
+        await asker.round()
+        assert asker.reach.address == "", host
 
 
 async def test_few_are_asked_and_a_verdict_without_answers_is_forgotten(
@@ -269,6 +282,30 @@ async def test_dial_backs_for_all_peers_are_bounded(
                 with pytest.raises(Refusal, match="dial_rate"):
                     await asker.dial_back.answer(wish(), OTHER)
     assert set(tried) == {f"{OTHER}:50081"}
+
+
+async def test_private_addresses_are_dialled_only_in_a_dht_of_our_own(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A daemon in a container may see one address of its own network for all that comes in."""
+    tried: list[str] = []
+
+    async def fetch(address: str, *words: Any, **more: Any) -> tuple[Card, bytes]:
+        tried.append(address)
+        raise Unsent("nobody there")
+
+    for private in (False, True):
+        asker = Asker({}, private=private)
+        asker.dial_back.fetch = fetch
+        payload = dump(Dial(22, secrets.token_bytes(16)))
+        wish = VerifiedMessage(next(iter(asker.voices)), "", b"c", 0, 9, payload, b"")
+        for host in ("172.17.0.1", "192.168.1.9", "100.64.0.7"):
+            if private:
+                await asker.dial_back.answer(wish, host)
+            else:
+                with pytest.raises(Refusal, match="dial_source"):
+                    await asker.dial_back.answer(wish, host)
+        assert len(tried) == (3 if private else 0)
 
 
 async def test_the_address_that_was_tried_is_named_once() -> None:

@@ -196,6 +196,26 @@ async def test_anybody_joins_who_knows_the_name_of_an_open_invitation(
     assert await office.refused(office.said(dog, JOIN, b"join", knock=KNOCK)) == "mailbox_closed"
 
 
+async def test_few_messages_are_left_in_the_name_of_another(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Its false signature would count for that colony, and for this mailbox, at the receiver."""
+    office, dog, friend = Office(), PrivateKey.generate(), PrivateKey.generate()
+    peer = Peer(friend.id, TRUSTED, "friend", friend.public_key, 1)
+    office.peers.known[peer.id] = registry(peer).known[peer.id]
+    for own, other in ((office.cat, dog), (office.cat, friend), (friend, dog)):
+        await office.expects(office.cat, dog)
+        inside = Signer(other, SigningClock()).seal(Kind.CANCEL, office.away.id, Collect(0, []))
+        codes = list[str]()
+        for _ in range(30):
+            with trio.move_on_after(0.1):
+                codes.append(await office.refused(office.said(own, body=inside)))
+        assert codes == ["mailbox_sender"] * 10, "what is left may be of a former key"
+        code = await office.refused(office.said(other, body=inside))
+        assert code == "mailbox_full", "not fetched"
+        await trio.sleep(61)
+
+
 async def test_strangers_have_a_part_of_the_mailbox_and_a_rate(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import logging
 import random
 from typing import Any, cast
 
+import msgspec
 import pytest
 import trio
 
@@ -13,13 +16,13 @@ from colonyd.keys import PrivateKey
 from federation.peers.context import Context
 from federation.peers.registry import PENDING, TRUSTED, Peer, Peers, PeerState
 from federation.transport.connection import Carrier, PeerConnection, PeerResponse
-from federation.transport.errors import TransportError
+from federation.transport.errors import RemoteRefusal, TransportError, Unsent
 from federation.transport.mailbox import Mailbox
 from federation.transport.polling import MailboxPoller
 from federation.transport.ways import MailboxWays
 from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind, VerifiedMessage
-from federation.wire.messages import Heard, Parcels, Passed, dump
+from federation.wire.messages import Collect, Heard, Parcel, Parcels, Passed, dump
 from federation.wire.signer import Signer
 from node.http.server import Request, Response
 from tests.federation.peers.support import registry
@@ -71,7 +74,7 @@ class Ways:
             self.connections,
             self.connect,
             lambda: b"our card",
-            self.sought.append,
+            lambda mailbox, peerid: self.sought.append(mailbox),
             wide,
         )
         for peer in known:
@@ -137,6 +140,35 @@ async def test_a_mailbox_that_brings_what_the_peer_did_not_sign_gives_way(
         )
 
 
+@pytest.mark.parametrize("own", [True, False])
+async def test_a_mailbox_that_asks_for_patience_gives_way_before_it_has_its_turn_again(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    """In its own name, or as the peer's answer, which the peer did not sign."""
+    await trio.sleep(1)
+    real, ways, used = PeerConnection.exchange, Ways((1, 2), (), ()), list[str]()
+
+    async def exchange(self: PeerConnection, path: str, body: bytes, wait: float) -> PeerResponse:
+        if path != "/v1/pass":
+            return await real(self, path, body, wait)
+        used.append(self.id)
+        if own:
+            return PeerResponse(429, "300", b'{"code": "mailbox_full"}')
+        key = next(key for key in ways.keys if key.id == self.id)
+        passed = Passed(429, "300", b'{"code": "busy"}')
+        sealed = Signer(key, NOW).seal(Kind.PASSED, ways.peers.signer.key.id, passed)
+        return PeerResponse(200, "", sealed)
+
+    monkeypatch.setattr(PeerConnection, "exchange", exchange)
+    connection = ways.connections[ways.keys[0].id]
+    for _ in range(2):
+        with pytest.raises(RemoteRefusal) as refused:
+            await connection.post("/v1/say", b"x", Kind.HEARD)
+        assert 0 < refused.value.seconds < 300
+        await trio.sleep(refused.value.seconds)
+    assert len(set(used)) == 2
+
+
 async def test_nothing_is_left_with_colonies_that_are_not_trusted_while_global_is_off() -> None:
     """A peer's card names a mailbox, which we do not trust; then one that we do."""
     for wide in (True, False):
@@ -171,6 +203,42 @@ async def test_a_mailbox_that_answers_polls_at_once_does_not_keep_its_client_bus
     with trio.move_on_after(60):
         await poller.collect_forever(Hasty(entry, ways.peers.signer, Led()))
     assert 10 < polls <= 61
+
+
+async def test_a_mailbox_that_brings_rubbish_without_end_is_paced_and_logged_within_bounds(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    handled = 0
+    numbers = itertools.count()
+
+    class Flood(PeerConnection):
+        def seal(self, kind: Kind, message: msgspec.Struct, **claims: Any) -> bytes:
+            return b"answer" if cast(Collect, message).answers else b""
+
+        async def post(self, path: str, body: bytes, *args: Any) -> tuple[VerifiedMessage, bytes]:
+            assert next(numbers) < 500_000
+            await trio.lowlevel.checkpoint()
+            if body:
+                raise Unsent("no answer is taken")
+            found = [
+                Parcel(b"%d" % each, "/v2/cancel", b"%d" % next(numbers), 0) for each in range(64)
+            ]
+            return VerifiedMessage(self.id, "", b"c", 0, 9, dump(Parcels(found)), b""), b""
+
+    async def handle(request: Request) -> Response:
+        nonlocal handled
+        handled += 1
+        return Response(400, b"", "application/json")
+
+    ways = Ways(())
+    (entry,) = ways.peers.known.values()
+    poller = MailboxPoller(handle, random.Random(1))
+    with trio.move_on_after(120):
+        await poller.collect_forever(Flood(entry, ways.peers.signer, Led()))
+    assert 12_000 <= handled < 19_000, "6000 a minute, and as many at first"
+    lines = [each for each in caplog.records if "not brought to the mailbox" in each.getMessage()]
+    assert 20 <= len(lines) <= 61
 
 
 async def test_a_sender_does_not_stay_with_one_mailbox(

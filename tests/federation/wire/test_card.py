@@ -111,6 +111,8 @@ def test_too_large() -> None:
         body(at=["192.0.2.1:65536"]),
         body(at=["http://192.0.2.1:1"]),
         body(at=["user@host:1"]),
+        body(at=["192.0.2.1:\u0668\u0660"]),
+        body(at=["[fe80::1%\u0627]:80"]),
         body(at=["a:1"] * 17),
         body(ver=[]),
         body(ver=["1"]),

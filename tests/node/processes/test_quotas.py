@@ -346,17 +346,44 @@ def test_members_are_counted_as_often_as_they_have_something(
 
 def test_submissions_under_way_count() -> None:
     quotas = Quotas(limits=QuotasConfig(member_processes=10))
-    with quotas.processes("dev", "ann", 6):
-        with pytest.raises(TooMany), quotas.processes("dev", "ann", 5):
+
+    def ids(first: int, count: int) -> list[str]:
+        return [str(number) for number in range(first, first + count)]
+
+    with quotas.processes("dev", "ann", ids(0, 6)):
+        with pytest.raises(TooMany), quotas.processes("dev", "ann", ids(6, 5)):
             pass
-        with quotas.processes("dev", "eve", 5), quotas.processes("dev", "ann", 4):
+        with (
+            quotas.processes("dev", "eve", ids(20, 5)),
+            quotas.processes("dev", "ann", ids(6, 4)),
+        ):
             pass
         # What runs by the clock may have half, so that its member can still submit.
         with pytest.raises(TooMany, match="by the clock"):
             quotas.require_processes("dev", "ann", 1, timed=True)
     assert (quotas.open("dev", "ann"), quotas.open("dev")) == (0, 0)
-    with Quotas(limits=QuotasConfig(member_processes=0)).processes("dev", "ann", 10**5):
+    with Quotas(limits=QuotasConfig(member_processes=0)).processes("dev", "ann", ids(0, 10**5)):
         pass
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        QuotasConfig(member_processes=4, colony_processes=0),
+        QuotasConfig(member_processes=0, colony_processes=4),
+    ],
+)
+def test_what_the_watch_told_before_its_submission_was_answered_counts_once(
+    limits: QuotasConfig,
+) -> None:
+    quotas = Quotas(limits=limits)
+    with quotas.processes("dev", "ann", ["1", "2", "3"]):
+        quotas.running.add("dev", "1", Running("e", "cli", 1, 0, "", "ann", ""), 5)
+        quotas.running.add("dev", "2", Running("e", "cli", 1, 0, "", "ann", ""), 5)
+        with quotas.processes("dev", "ann", ["4"]), pytest.raises(TooMany):
+            quotas.require_processes("dev", "ann")
+    assert quotas.open("dev", "ann") == 2
+    quotas.require_processes("dev", "ann", 2)
 
 
 class Away(Hooks):

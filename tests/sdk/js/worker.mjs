@@ -31,6 +31,20 @@ worker
     circle.self = circle;
     return circle;
   })
+  .function("odd", ([kind]) => {
+    throw {
+      halves: new Error("half a character: \ud800"),
+      long: new Error("x".repeat(17_000_000)),
+      empty: new RangeError(""),
+      textless: Object.create(null),
+      getter: Object.defineProperty({}, "message", { get: () => [].none.at }),
+      nothing: undefined,
+    }[kind];
+  })
+  .function("once", () => {
+    let reads = 0;
+    return Object.defineProperty({}, "reads", { enumerable: true, get: () => [1][reads++].toFixed() });
+  })
   .function("told", async (_, context) => {
     for (let step = 0; step <= 100; step += 1) context.progress(`${step} %`);
     context.log("a line: ü€");
