@@ -97,7 +97,7 @@ def _federation_status(federation: Federation) -> dict[str, Any]:
         "dht": msgspec.structs.asdict(wide.status()) if (wide := federation.finder.wide) else None,
         "routers": msgspec.to_builtins(wide.routers()) if wide else None,
         "reach": msgspec.structs.asdict(federation.dial_back.status()) if wide else None,
-        "mailboxes": mailbox_status(federation.peers, federation.mailbox, federation.reachability),
+        "mailboxes": mailbox_status(federation.peers, federation.mailbox, federation.mailbox_ways),
         "peers": {state: states[state] for state in ("trusted", "pending", "seen", "blocked")},
         "messages": dict(federation.server.counters),
         "progress": dict(federation.outcome_poller.update_consumer.counters),

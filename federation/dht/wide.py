@@ -85,7 +85,6 @@ class WideLookup:
     be in one. In the public DHT such an address would lead anybody into our network.
     """
 
-    colony: Colony
     monitor: NetworkMonitor
     directory: Path
     host: str
@@ -127,8 +126,11 @@ class WideLookup:
 
     # -- running -------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Announce and look up until cancelled. After an error, try again in a minute."""
+    async def run(self, colony: Colony) -> None:
+        """Announce a colony and look up for it until cancelled.
+
+        After an error, try again in a minute.
+        """
         told = ""
         while True:
             turn = self.monitor.wakeup.event
@@ -144,7 +146,7 @@ class WideLookup:
                     self.problem = ""
                     node.contact(saved)
                     log.info("dht opened", port=self.listen, addresses=",".join(hosts))
-                    await self._work(node, hosts)
+                    await self._work(node, hosts, colony)
             except* (OSError, RuntimeError, DhtUnavailable) as group:
                 self.problem = "; ".join(str(each) for each in group.exceptions)
                 if self.problem != told or self.lookups.nodes:  # what lasts is told once
@@ -155,32 +157,32 @@ class WideLookup:
             self.lookups.nodes = 0
             await trio.sleep(_RETRY)
 
-    async def _work(self, node: DhtNode, hosts: list[str]) -> None:
+    async def _work(self, node: DhtNode, hosts: list[str], colony: Colony) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._hear, node)
             nursery.start_soon(self._count, node)
             nursery.start_soon(self._save, node)
             nursery.start_soon(self._follow, node, hosts)
-            nursery.start_soon(self._look)
+            nursery.start_soon(self._look, colony)
             if self.mapping:
-                nursery.start_soon(self._map, node)
-            await self._plan(node)
+                nursery.start_soon(self._map, node, colony)
+            await self._plan(node, colony)
 
-    async def _plan(self, node: DhtNode) -> None:
+    async def _plan(self, node: DhtNode, colony: Colony) -> None:
         while True:
             event, now = self._wakeup.event, trio.current_time()
             while (step := self.lookups.step(now)) is not None:
-                self.do(node, step)
-            for colony, addresses in self.lookups.found(now):
-                self.colony.found(colony, addresses)
+                self.do(node, step, colony)
+            for peerid, addresses in self.lookups.found(now):
+                colony.found(peerid, addresses)
             with trio.move_on_after(self.lookups.wait(now)):
                 await event.wait()
 
-    def do(self, node: DhtNode, step: Step) -> None:
+    def do(self, node: DhtNode, step: Step, colony: Colony) -> None:
         """Do one step of the plan."""
         match step:
             case Announce(key):
-                node.announce(key, self.colony.port())
+                node.announce(key, colony.port())
             case Ask(key):
                 node.ask(key)
             case Contact():
@@ -209,7 +211,7 @@ class WideLookup:
                 await trio.lowlevel.checkpoint()
             self._wakeup.wake()
 
-    async def _map(self, node: DhtNode) -> None:
+    async def _map(self, node: DhtNode, colony: Colony) -> None:
         """Map our port, again after each change of our addresses."""
         event = self._remap.event
         while True:
@@ -223,7 +225,7 @@ class WideLookup:
                 while node.mapped:
                     await self._wakeup.event.wait()
             self.portmap.renew()
-            handles = await node.map(self.colony.listener())
+            handles = await node.map(colony.listener())
             self._forwarded(node, changed=self.portmap.asked(handles))
             with trio.move_on_after(_ANSWER) as answering:
                 await event.wait()
@@ -249,12 +251,12 @@ class WideLookup:
             return False
         return bool(self.bootstrap) or is_public(host)
 
-    async def _look(self) -> None:
+    async def _look(self, colony: Colony) -> None:
         """Tell the plan which ids to announce and to look up."""
         while True:
             now = trio.current_time()
-            self.lookups.own(self.colony.ids(), now)
-            self.lookups.want(*self.colony.lost(), now)
+            self.lookups.own(colony.ids(), now)
+            self.lookups.want(*colony.lost(), now)
             self._wakeup.wake()
             await trio.sleep(_LOOK)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -16,6 +15,7 @@ import msgspec
 import trio
 
 from colonyd.errors import Conflict, Invalid, NotFound
+from federation.peers.address_limit import AddressLimiter
 from federation.peers.context import Context
 from federation.peers.owncard import OwnCard
 from federation.peers.policy import Policy, TokenBucket
@@ -23,7 +23,6 @@ from federation.peers.registry import BLOCKED
 from federation.peers.unreachable import cannot_be
 from federation.transport.endpoint import Endpoint
 from federation.wire import invitation as tokens
-from federation.wire.address import source_of
 from federation.wire.card import Card, open_card
 from federation.wire.envelope import Kind, VerifiedMessage
 from federation.wire.invitation import Token
@@ -43,7 +42,6 @@ _TRIES = 3
 # Attempts a minute: of one address (an IPv6 /64 counts as one), and of all together. A join takes
 # two. Attempts that prove knowledge of an invitation's secret count for that invitation alone.
 _EACH, _ALL = 20, 600
-_ADDRESSES = 512  # remembered; the one silent for longest makes room
 _KNOWN = 1024  # keys of redeemed invitations in memory, the latest
 
 log = get_logger("invitations")
@@ -80,8 +78,7 @@ class Invitations:
     hidden: Callable[[], bool] = lambda: False
     changed: Callable[[], None] = lambda: None
     _seed: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
-    _all: TokenBucket = field(default_factory=TokenBucket)
-    _each: OrderedDict[str, TokenBucket] = field(default_factory=OrderedDict)
+    _limiter: AddressLimiter = field(default_factory=lambda: AddressLimiter(_EACH, _ALL))
     # Keys by name, open or redeemed, each with its attempts: asked before anything else.
     _known: dict[str, tuple[bytes, TokenBucket]] = field(default_factory=dict, repr=False)
 
@@ -193,21 +190,14 @@ class Invitations:
         now = trio.current_time()
         known = self._shown(shown, body)
         if known is None:
-            wait = self._of(source_of(remote)).take(_EACH, now) or self._all.take(_ALL, now)
+            wait = self._limiter.take(remote, now)
         elif remote.startswith(BROUGHT):
             # The mailbox may bring one join again and again: others come by other ways.
-            wait = self._of(f"{remote} {shown.partition(' ')[0]}").take(_EACH, now)
+            wait = self._limiter.of(f"{remote} {shown.partition(' ')[0]}").take(_EACH, now)
         else:
             wait = known.take(_EACH, now)
         if wait:
             raise Refusal(429, "join_rate", "too many attempts to join", again=int(wait) + 1)
-
-    def _of(self, source: str) -> TokenBucket:
-        """Return the attempts of an address, or of a mailbox with one invitation."""
-        bucket = self._each[source] = self._each.pop(source, TokenBucket())
-        if len(self._each) > _ADDRESSES:
-            self._each.popitem(last=False)
-        return bucket
 
     def _shown(self, shown: str, body: bytes) -> TokenBucket | None:
         """Return the attempts of the invitation whose key made `shown`, None for any other text.

@@ -19,7 +19,7 @@ from federation.peers.policy import Policy
 from federation.peers.registry import Peer, PeerState
 from federation.transport.connection import Carrier, Guide, PeerConnection, fetch_card
 from federation.transport.errors import Lost, RemoteRefusal, TransportError, Unsent
-from federation.transport.mailbox import Reachability
+from federation.transport.ways import MailboxWays
 from federation.wire import invitation as tokens
 from federation.wire.card import Card, open_card
 from federation.wire.envelope import Kind, Rejected
@@ -43,7 +43,7 @@ class _Search:
     """What finds the inviting colony by its id, and the problems on the way."""
 
     finder: Finder
-    reachability: Reachability
+    mailbox_ways: MailboxWays
     problems: list[str]
 
 
@@ -88,14 +88,14 @@ class _Inviter(Guide):
 class Joiner:
     """Joins other colonies for the home colony.
 
-    With a `finder` and `reachability`, an inviting colony whose addresses lead nowhere is found by
+    With a `finder` and `mailbox_ways`, an inviting colony whose addresses lead nowhere is found by
     its id.
     """
 
     context: Context
     own_card: OwnCard
     finder: Finder | None = None
-    reachability: Reachability | None = None
+    mailbox_ways: MailboxWays | None = None
 
     async def join(self, text: str, policy: Policy | None) -> PeerState:
         """Prove a token's secret, be trusted there, then trust the inviting colony.
@@ -114,8 +114,8 @@ class Joiner:
                 if error.final:
                     raise Denied(f"the invitation was not accepted: {error}") from None
                 problems.append(str(error))
-        if self.finder is not None and self.reachability is not None:
-            found = _Search(self.finder, self.reachability, problems)
+        if self.finder is not None and self.mailbox_ways is not None:
+            found = _Search(self.finder, self.mailbox_ways, problems)
             if (entry := await self._found(found, token, policy)) is not None:
                 return entry
         raise Conflict(f"nobody who could accept the invitation was reached: {'; '.join(problems)}")
@@ -145,7 +145,7 @@ class Joiner:
         denied: TransportError | None = None
         for _ in entry.peer.mailboxes:
             try:
-                return await self._through(search.reachability, entry, token, policy)
+                return await self._through(search.mailbox_ways, entry, token, policy)
             except TransportError as error:
                 # A mailbox may lie about the answer, so the others have their turn.
                 denied = error if error.final else denied
@@ -155,12 +155,12 @@ class Joiner:
         return None
 
     async def _through(
-        self, reachability: Reachability, entry: PeerState, token: Token, policy: Policy | None
+        self, mailbox_ways: MailboxWays, entry: PeerState, token: Token, policy: Policy | None
     ) -> PeerState:
         """Join by one of the colony's mailboxes. Raises TransportError, RpcError."""
         guide = _Inviter(tokens.name_of(token.secret), tokens.key_of(token.secret))
-        guide.carrier = reachability.through(entry, guide.knock)
-        guide.doubts = functools.partial(reachability.misled, entry=entry)
+        guide.carrier = mailbox_ways.through(entry, guide.knock)
+        guide.doubts = functools.partial(mailbox_ways.misled, entry=entry)
         if guide.carrier is None:
             raise Unsent("none of its mailboxes was found")
         data, clock = entry.latest or entry.peer.card, self.context.clock

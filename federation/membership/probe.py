@@ -37,11 +37,6 @@ _EXPECTED = (TransportError, EtcdError, RpcError, Rejected)
 log = get_logger("federation")
 
 
-def _nothing() -> int:
-    """Return the offer of a colony that is no mailbox."""
-    return 0
-
-
 @dataclass
 class Prober:
     """Sends hellos over `connections`, by peer's id. `probes` wake the probe of one peer or all.
@@ -55,7 +50,7 @@ class Prober:
     rotation: Rotation
     probes: WakeUps
     connections: Mapping[str, PeerConnection]
-    offer: Callable[[], int] = field(default_factory=lambda: _nothing, init=False)
+    offer: Callable[[], int] = lambda: 0
     _slots: trio.CapacityLimiter = field(
         default_factory=lambda: trio.CapacityLimiter(_AT_ONCE), init=False
     )

@@ -65,7 +65,8 @@ log = get_logger("peers")
 class Peers:
     """The registry of the colony that `signer` signs for.
 
-    `default` is the policy of peers without a policy of their own.
+    `default` is the policy of peers without a policy of their own. `share_names`: introductions
+    have our petnames.
     """
 
     client: EtcdClient
@@ -74,6 +75,7 @@ class Peers:
     lan: bool = False
     known: dict[str, PeerState] = field(default_factory=dict)
     default: Policy = field(default_factory=Policy)
+    share_names: bool = True
     index: PeerIndex = field(init=False)
     petnames: Petnames = field(init=False)
     _watchers: list[Callable[[str], None]] = field(default_factory=list)
@@ -83,7 +85,7 @@ class Peers:
 
     def __post_init__(self) -> None:
         self.known = self.index = PeerIndex(self.known)
-        self.petnames = Petnames(self.client, self.keys)
+        self.petnames = Petnames(self.client, self.keys, self.share_names)
 
     def watch(self, watcher: Callable[[str], None]) -> None:
         """Call `watcher` with the id of every peer that changes, from now on."""

@@ -1,6 +1,6 @@
 """The search for mailboxes of our own, while nobody can connect to us: chosen, told, replaced.
 
-`mailboxes` chooses, `transport.mailbox` polls, and `verdict` knows whether we are reached.
+`mailboxes` chooses, `transport.polling` polls, and `verdict` knows whether we are reached.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from federation.peers.owncard import OwnCard
 from federation.peers.registry import Peers
 from federation.reach.mailboxes import STRANGERS, MailboxOffer, MailboxPlan
 from federation.reach.verdict import Reach, Verdict
-from federation.transport.mailbox import Mailbox, Reachability
+from federation.transport.mailbox import Mailbox
+from federation.transport.ways import MailboxWays
 from node.etcd.errors import EtcdError
 from node.host.config import FederationConfig
 from node.host.log import get_logger
@@ -29,25 +30,17 @@ log = get_logger("mailbox")
 
 @dataclass
 class MailboxSeeker:
-    """Chooses our mailboxes, names them in our card, and says what we offer to others."""
+    """Chooses our mailboxes, and names them in our card."""
 
     context: Context
-    settings: FederationConfig
     reach: Reach
-    reachability: Reachability
+    mailbox_ways: MailboxWays
     own_card: OwnCard
     probes: WakeUps
     plan: MailboxPlan = field(init=False)
 
     def __post_init__(self) -> None:
         self.plan = MailboxPlan(self.context.chance)
-
-    def offer(self) -> int:
-        """Return what we offer peers as a mailbox, see `Hello`."""
-        settings = self.settings.mailbox
-        if not (self.settings.wide and settings.offer) or self.reach.verdict is Verdict.UNREACHABLE:
-            return 0
-        return STRANGERS if settings.strangers else 1
 
     def answered(self, peerid: str) -> None:
         """Note that a mailbox answered a poll."""
@@ -72,20 +65,28 @@ class MailboxSeeker:
             for entry in self.context.peers.trusted()
             if entry.mailbox and not entry.peer.mailboxes
         }
-        chosen = self.plan.choose(self.reach.verdict, offers, self.reachability.configured(), now)
-        if not self.reachability.choose(chosen):
+        chosen = self.plan.choose(self.reach.verdict, offers, self.mailbox_ways.configured(), now)
+        if not self.mailbox_ways.choose(chosen):
             return
         log.info("mailboxes chosen", peers=",".join(map(self.context.peers.name, chosen)))
-        await self.own_card.polls(self.reachability.mailboxes())
+        await self.own_card.polls(self.mailbox_ways.mailboxes())
         self.probes.wake()
 
 
+def mailbox_offer(settings: FederationConfig, reach: Reach) -> int:
+    """Return what we offer peers as a mailbox, see `Hello`."""
+    mailbox = settings.mailbox
+    if not (settings.wide and mailbox.offer) or reach.verdict is Verdict.UNREACHABLE:
+        return 0
+    return STRANGERS if mailbox.strangers else 1
+
+
 def mailbox_status(
-    peers: Peers, mailbox: Mailbox, reachability: Reachability
+    peers: Peers, mailbox: Mailbox, mailbox_ways: MailboxWays
 ) -> dict[str, list[dict[str, Any]]]:
     """Return, for people, the mailboxes that we poll, and for whom we hold how many messages."""
     return {
-        "ours": [{"id": each, "name": peers.name(each)} for each in reachability.mailboxes()],
+        "ours": [{"id": each, "name": peers.name(each)} for each in mailbox_ways.mailboxes()],
         "held": [
             {"id": each, "name": peers.name(each), "messages": count}
             for each, count in mailbox.served().items()

@@ -12,8 +12,8 @@ from federation.peers import successions
 from federation.peers.context import Context
 from federation.peers.registry import PeerState
 from federation.transport.connection import Carrier, Guide
-from federation.transport.mailbox import Reachability
 from federation.transport.resolve import ways_to
+from federation.transport.ways import MailboxWays
 from federation.wire.envelope import Rejected
 from federation.wire.messages import Successor
 from federation.wire.refusals import Refusal
@@ -30,7 +30,7 @@ class PeerGuide(Guide):
     entry: PeerState
     context: Context
     fetch: CardFetcher
-    mailboxes: Reachability
+    mailbox_ways: MailboxWays
     monitor: NetworkMonitor
     probes: WakeUps
     loopback: bool = False
@@ -43,7 +43,7 @@ class PeerGuide(Guide):
 
     def around(self) -> Carrier | None:
         """Return the way through a mailbox, or None if the peer is reached without one."""
-        return self.mailboxes.around(self.entry)
+        return self.mailbox_ways.around(self.entry)
 
     def measure(self) -> None:
         """Wake the probe of the peer, which measures its clock and tells that the peer is back."""
@@ -51,7 +51,7 @@ class PeerGuide(Guide):
 
     def misled(self, mailbox: str) -> None:
         """Prefer the peer's other mailboxes for a while."""
-        self.mailboxes.misled(mailbox, self.entry)
+        self.mailbox_ways.misled(mailbox, self.entry)
 
     async def follow(self, successors: list[Successor]) -> None:
         """Record the peer's change of keys. Raises Rejected."""

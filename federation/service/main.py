@@ -46,7 +46,7 @@ from federation.peers.owncard import OwnCard
 from federation.peers.policy import of_config
 from federation.peers.registry import BLOCKED, TRUSTED, Peers, PeerState
 from federation.reach.dialback import DialBack
-from federation.reach.seeker import MailboxSeeker
+from federation.reach.seeker import MailboxSeeker, mailbox_offer
 from federation.reach.verdict import Reach, Verdict
 from federation.routing.capabilities import CapabilityCache
 from federation.routing.exchange import Exchange
@@ -59,8 +59,10 @@ from federation.service.links import PeerGuide
 from federation.service.server import Server
 from federation.service.sessions import PeerSessions
 from federation.transport.connection import Guide, PeerConnection
-from federation.transport.mailbox import Mailbox, MailboxPoller, MailboxTerms, Reachability
+from federation.transport.mailbox import Mailbox
+from federation.transport.polling import MailboxPoller, MailboxTerms
 from federation.transport.tls import make_certificate, server_context
+from federation.transport.ways import MailboxWays
 from federation.wire.clock import SigningClock
 from federation.wire.signer import Signer
 from federation.wire.sizes import MAX_BODY
@@ -75,7 +77,7 @@ from node.members.service import Members
 from node.processes.assignment import Assigner
 from node.processes.service import Processes
 from node.tasks.containment import contained, keep_going
-from node.tasks.sync import WakeUps
+from node.tasks.sync import WakeUp, WakeUps
 
 _TICK = 0.5  # seconds between checks of deadlines
 _LOOK = 0.5  # seconds between checks of the queue and of our capabilities
@@ -119,8 +121,14 @@ class Federation:
         self.signer = Signer(key, clock)
         self.memory = HighWater(client, self.keys, clock)
         lan, default = settings.trust == "lan", of_config(settings.policy)
-        self.peers = Peers(client, self.keys, self.signer, lan, default=default)
-        self.peers.petnames.shared = settings.share_names
+        self.peers = Peers(
+            client,
+            self.keys,
+            self.signer,
+            lan,
+            default=default,
+            share_names=settings.share_names,
+        )
         self.context = context = Context(
             home_name,
             self.signer,
@@ -151,8 +159,15 @@ class Federation:
         self.file_transfer = FileTransfer(
             context, self.outbox, peer_quotas, self.connections, files
         )
+        self.reach = Reach()
         self.prober = Prober(
-            context, self.outbox, self.own_card, self.rotation, self.probes, self.connections
+            context,
+            self.outbox,
+            self.own_card,
+            self.rotation,
+            self.probes,
+            self.connections,
+            functools.partial(mailbox_offer, settings, self.reach),
         )
         self.sender = Sender(
             context,
@@ -179,11 +194,15 @@ class Federation:
         # Bootstrap and trust.
         self.monitor = NetworkMonitor(settings.interfaces)
         self.bootstrap = Bootstrap(context, self.probes, settings.wide)
-        self.reach = Reach()
-        self.finder = Finder(context, self.bootstrap, self.outbox, self.own_card)
+        self.mailbox = Mailbox(
+            self.signer,
+            self.peers,
+            self.prober.greeted,
+            settings.wide and settings.mailbox.strangers,
+        )
+        wide = None
         if settings.wide:
-            self.finder.wide = WideLookup(
-                self.finder,
+            wide = WideLookup(
                 self.monitor,
                 directory,
                 settings.host,
@@ -192,6 +211,9 @@ class Federation:
                 context.chance,
                 settings.map_port and not is_loopback(settings.host),
             )
+        self.finder = Finder(
+            context, self.bootstrap, self.outbox, self.own_card, wide, self.mailbox.clients
+        )
         self.dial_back = DialBack(
             context,
             self.own_card,
@@ -201,28 +223,23 @@ class Federation:
             self.probes,
             self.finder.port,
             settings.wide,
-            self.finder.wide,
+            wide,
             private=bool(settings.bootstrap),
             loopback=is_loopback(settings.host),
         )
         self.gossip = Gossip(context, self.own_card, settings.introductions)
+        terms_changed = WakeUp()  # what we tell our mailboxes
         self.invitations = Invitations(
             context,
             self.own_card,
             settings.wide,
             lambda: settings.wide and self.reach.verdict is Verdict.UNREACHABLE,
+            terms_changed.wake,
         )
         self.card_desk = CardDesk(context, self.own_card)
         self.trust_admin = TrustAdmin(context, assigner, self.revocation, self.fetch)
 
         # The endpoints that peers call, and our connections to peers.
-        self.mailbox = Mailbox(
-            self.signer,
-            self.peers,
-            self.prober.greeted,
-            settings.wide and settings.mailbox.strangers,
-        )
-        self.finder.clients = self.mailbox.clients
         self.server = Server(
             self.signer,
             self.peers,
@@ -242,7 +259,7 @@ class Federation:
             self.mailbox.card_of,
             self.dial_back.shown,
         )
-        self.reachability = Reachability(
+        self.mailbox_ways = MailboxWays(
             context,
             self.mailbox,
             self.connections,
@@ -251,15 +268,15 @@ class Federation:
             self.finder.seek_mailbox,
             settings.wide,
         )
-        self.joiner = Joiner(context, self.own_card, self.finder, self.reachability)
+        self.joiner = Joiner(context, self.own_card, self.finder, self.mailbox_ways)
         self.mailbox_seeker = MailboxSeeker(
-            context, settings, self.reach, self.reachability, self.own_card, self.probes
+            context, self.reach, self.mailbox_ways, self.own_card, self.probes
         )
-        self.prober.offer = self.mailbox_seeker.offer
-        terms = MailboxTerms(self.peers, self.invitations.names, settings.wide)
-        self.invitations.changed = terms.changed.wake
         self.mailbox_poller = MailboxPoller(
-            self.server.handle, context.chance, terms, self.mailbox_seeker.answered
+            self.server.handle,
+            context.chance,
+            MailboxTerms(self.peers, self.invitations.names, settings.wide, terms_changed),
+            self.mailbox_seeker.answered,
         )
         self.peer_sessions = PeerSessions(
             self.connections,
@@ -289,7 +306,7 @@ class Federation:
             sender=self.sender,
             finder=self.finder,
         )
-        self.peers.watch(lambda _: terms.changed.wake())
+        self.peers.watch(lambda _: terms_changed.wake())
         # Nearly every part handles a peer that changes, so this comes last.
         self.peers.watch(self._changed)
 
@@ -357,17 +374,17 @@ class Federation:
         if self.config.federation.discovery:
             hear = functools.partial(discover, self._advert, self.bootstrap.heard, self.monitor)
             nursery.start_soon(keep_going, "discovery", hear)
-        nursery.start_soon(keep_going, "mailboxes of others", self.reachability.close_unused)
-        if self.config.federation.wide:
+        nursery.start_soon(keep_going, "mailboxes of others", self.mailbox_ways.close_unused)
+        if (wide := self.finder.wide) is not None:
             nursery.start_soon(keep_going, "mailboxes of ours", self.mailbox_seeker.run)
-        if self.finder.wide is not None:
-            nursery.start_soon(keep_going, "look-up in the DHT", self.finder.wide.run)
+            look_up = functools.partial(wide.run, self.finder)
+            nursery.start_soon(keep_going, "look-up in the DHT", look_up)
             nursery.start_soon(keep_going, "dial-back", self.dial_back.run)
         for peer in self.config.peers:
             meet = functools.partial(self.bootstrap.meet, peer.url, peer.id)
             nursery.start_soon(keep_going, f"configured peer {peer.url}", meet)
             if peer.mailbox:
-                self.reachability.configure(peer.id)
+                self.mailbox_ways.configure(peer.id)
         for entry in self.peers.trusted():
             self._changed(entry.peer.id)
 
@@ -402,7 +419,7 @@ class Federation:
         self.gossip.prune()
         moved = await self.own_card.moved()
         # A mailbox may have another key by now.
-        if await self.own_card.polls(self.reachability.mailboxes()) or moved:
+        if await self.own_card.polls(self.mailbox_ways.mailboxes()) or moved:
             self.probes.wake()
 
     async def _sweep(self) -> None:
@@ -440,7 +457,7 @@ class Federation:
             except (EtcdError, RpcError) as error:
                 log.warning("card not renewed", error=error)  # it is renewed again within a minute
             if moves != before:
-                for connection in [*self.connections.values(), *self.reachability.borrowed()]:
+                for connection in [*self.connections.values(), *self.mailbox_ways.borrowed()]:
                     await connection.close()  # a connection from where we were may hang for long
                 for entry in self.peers.trusted():
                     entry.undialed = False
@@ -470,7 +487,7 @@ class Federation:
     async def _needed(self, connection: PeerConnection) -> None:
         """Return once a peer is reached, or there is something for it, or we poll its mailbox."""
         wakeup = self.outbox.wakeup(connection.id).event
-        polled = self.reachability.polls(connection.id)
+        polled = self.mailbox_ways.polls(connection.id)
         if not self.outbox.outstanding(connection.id) and not polled:
             await wakeup.wait()
 
@@ -484,11 +501,11 @@ class Federation:
         await self.gossip.exchange_forever(connection, self.outbox.returned(connection.id))
 
     async def _collect_forever(self, connection: PeerConnection) -> None:
-        await self.reachability.while_polled(connection, self._collect)
+        await self.mailbox_ways.while_polled(connection, self._collect)
 
     async def _collect(self, connection: PeerConnection) -> None:
         """Poll a peer's mailbox, after our peers are told that it is one of ours."""
-        if await self.own_card.polls(self.reachability.mailboxes()):
+        if await self.own_card.polls(self.mailbox_ways.mailboxes()):
             self.probes.wake()
         await self.mailbox_poller.collect_forever(connection)
 
@@ -501,5 +518,5 @@ class Federation:
         # If our own port is for this machine only, all our peers are on this machine.
         loopback = is_loopback(self.config.federation.host)
         return PeerGuide(
-            entry, self.context, self.fetch, self.reachability, self.monitor, self.probes, loopback
+            entry, self.context, self.fetch, self.mailbox_ways, self.monitor, self.probes, loopback
         )

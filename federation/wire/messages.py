@@ -15,6 +15,7 @@ from federation.wire.sizes import SIZES
 
 __all__ = [
     "DEEPEST",
+    "INVITED_BYTES",
     "MAX_HOPS",
     "MOST",
     "MOST_FILES",
@@ -22,6 +23,7 @@ __all__ = [
     "MOST_INVITED",
     "MOST_SENDERS",
     "MOST_TOGETHER",
+    "SENDER_BYTES",
     "SIGNED",
     "Answer",
     "Cancel",
@@ -89,6 +91,7 @@ SIGNED = ("/v2/submit", "/v2/submits", "/v1/hello")
 MOST_TOGETHER = 32  # submissions in one message
 MOST_SENDERS = 512  # colonies that a colony names to its mailbox
 MOST_INVITED = 128  # ... and invitations
+SENDER_BYTES, INVITED_BYTES = 16, 8  # of an id and of an invitation's name there
 M = TypeVar("M", bound=msgspec.Struct)
 _NAMES = {"SignedRefusal": "REFUSAL"}  # payloads with another name than their kind
 _PART_ITEMS = 4_096  # values in a part that is encoded for itself inside of a message
@@ -461,8 +464,8 @@ class Collect(msgspec.Struct, frozen=True, omit_defaults=True):
 
     wait: Wait
     answers: Annotated[list[Reply], msgspec.Meta(max_length=16)]
-    senders: Annotated[bytes, msgspec.Meta(max_length=16 * MOST_SENDERS)] | None = None
-    invitations: Annotated[bytes, msgspec.Meta(max_length=8 * MOST_INVITED)] = b""
+    senders: Annotated[bytes, msgspec.Meta(max_length=SENDER_BYTES * MOST_SENDERS)] | None = None
+    invitations: Annotated[bytes, msgspec.Meta(max_length=INVITED_BYTES * MOST_INVITED)] = b""
 
 
 class Parcel(msgspec.Struct, frozen=True, omit_defaults=True):

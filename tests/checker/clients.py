@@ -19,9 +19,9 @@ from colonyd.keys import PrivateKey
 from colonyd.rpc import RpcError, decode
 from tests.checker.comparer import Final, output_of
 from tests.checker.journal import Journal, Kind
-from tests.node.http.test_pubsub import Raw
 from tests.support.daemons import Daemon
 from tests.support.faketime_daemons import signed_at
+from tests.support.raw import Raw
 
 __all__ = ["Colony", "Crowd"]
 

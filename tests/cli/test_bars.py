@@ -13,8 +13,7 @@ import pytest
 from cli.core.progress import SHOWN, bars, board, share
 from colonyd.worker.watcher import Watcher
 from node.host.home import init_home
-from tests.cli.test_screen import on_screen
-from tests.cli.test_terminal import on_terminal
+from tests.cli.terminal import on_screen, on_terminal
 from tests.support.daemons import REPOSITORY, Daemon
 
 HIDDEN_CURSOR = b"\x1b[?25l"  # rich hides it while a bar is drawn

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.cli.test_worker_daemon import COLONY, ENVIRON, Worker, colony
+from tests.cli.support import COLONY, ENVIRON, Worker, colony
 from tests.support.containers import IMAGE, Podman, make_root, podman_with_image, require
 from tests.support.daemons import Daemon
 

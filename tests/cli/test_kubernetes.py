@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cli.test_worker_daemon import COLONY, ENVIRON, Worker, colony
+from tests.cli.support import COLONY, ENVIRON, Worker, colony
 from tests.support.daemons import REPOSITORY, Daemon
 
 MANIFEST = REPOSITORY / "docs" / "examples" / "kubernetes" / "worker.yaml"

@@ -11,7 +11,7 @@ import pytest
 
 from cli.manual import pages
 from cli.ops.topics import TOPICS
-from tests.cli.test_words import TREE
+from tests.cli.support import TREE
 from tests.support.daemons import REPOSITORY
 
 READERS = [

@@ -15,11 +15,11 @@ import trio
 import colonyd
 from colonyd.keys import PrivateKey
 from colonyd.settings import Settings
-from tests.cli.test_worker_daemon import COLONY, ENVIRON, Worker
+from tests.cli.support import COLONY, ENVIRON, Worker
+from tests.sdk.browser.page import Page, at_work
 from tests.sdk.browser.support import EXAMPLE, require, running_browser, serving_files
-from tests.sdk.test_browser import Page, at_work
-from tests.sdk.test_js import at_work as node_at_work
-from tests.sdk.test_js import require_node
+from tests.sdk.nodejs import at_work as node_at_work
+from tests.sdk.nodejs import require_node
 from tests.support.containers import IMAGE, podman_with_image
 from tests.support.daemons import Daemon
 from tests.support.slurm import running_slurm

@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import pty
 import re
-import signal
-import struct
-import subprocess
-import sys
-import termios
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,8 +13,8 @@ from rich.cells import cell_len
 from cli.core.layout import cut, fitted, one_line
 from cli.main import main
 from cli.ops.top import draw, shared
-from tests.cli.test_terminal import HOSTILE, obeyed
-from tests.support.daemons import REPOSITORY, Daemon
+from tests.cli.terminal import HOSTILE, obeyed, on_screen
+from tests.support.daemons import Daemon
 
 ESCAPES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
 NOW = "2026-01-01T00:00:00Z"
@@ -129,40 +120,6 @@ def test_what_takes_little_is_not_cut_for_what_takes_much() -> None:
 
 
 # -- from outside ------------------------------------------------------------------------
-
-
-def on_screen(daemon: Daemon, *args: str, until: bytes = b"", **environ: str) -> bytes:
-    """What a command writes on a terminal of 80x24; interrupted once it wrote `until`, and ended
-    after 90 s.
-    """
-    command = [sys.executable, "-m", "cli.main", "--home", str(daemon.home)]
-    command += ["--server", f"127.0.0.1:{daemon.port}", *args]
-    environ = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "TERM": "xterm-256color"} | environ
-    environ |= {"PYTHONPATH": str(REPOSITORY)}
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-
-    def interruptible() -> None:
-        # A test run in the background of a shell hands down that SIGINT is ignored.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    with subprocess.Popen(
-        command, stdout=theirs, stderr=theirs, env=environ, cwd="/", preexec_fn=interruptible
-    ) as running:
-        os.close(theirs)
-        read, latest = b"", time.monotonic() + 90
-        try:
-            while chunk := os.read(ours, 65_536):
-                read += chunk
-                if time.monotonic() > latest:
-                    running.kill()  # the assertions show what came instead
-                elif until and until in read:
-                    running.send_signal(signal.SIGINT)
-        except OSError:
-            pass  # Linux says EIO when the other end is closed
-        running.wait(60)
-    os.close(ours)
-    return read.replace(b"\r\n", b"\n")
 
 
 Colony = Callable[..., Result]

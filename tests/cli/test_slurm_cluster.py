@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.test_worker_daemon import COLONY, ENVIRON, Worker, colony, shown
+from tests.cli.support import COLONY, ENVIRON, Worker, colony, shown
 from tests.support.daemons import Daemon
 from tests.support.slurm import Slurm, running_slurm
 

@@ -27,8 +27,8 @@ from node.model.types import Executor, ExecutorState, Waiting
 from node.processes.eligibility import unschedulable
 from node.processes.queue import Queue, QueueEntry
 from node.store.directory import Roster
-from tests.cli.test_screen import on_screen
-from tests.federation.routing.test_router import Side
+from tests.cli.terminal import on_screen
+from tests.federation.routing.support import Side
 from tests.support.daemons import REPOSITORY, Daemon
 
 Row = dict[str, Any]

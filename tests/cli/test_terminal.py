@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import os
-import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -15,14 +14,9 @@ import pytest
 
 from cli.core.terminal import json_text, printable
 from node.host.home import init_home
+from tests.cli.terminal import HOSTILE, obeyed, on_terminal
 from tests.support.daemons import REPOSITORY, Daemon
 from tests.support.rpc_server import ColonyServer
-
-# Clipboard (OSC 52), title, C1 forms of the same, cursor, colours, DEL, bidi, line separator.
-HOSTILE = (
-    "\x1b]52;c;ZXZpbA==\x07 \x1b]0;title\x07 \x9d52;c;ZXZpbA==\x9c \x9b2J \x1b[31mred\x1b[0m"
-    " back\x08space \x7f \u202eevil\u2066 line\u2028end \rover"
-)
 
 
 def run(daemon: Daemon, *args: str, terminal: bool = False) -> tuple[bytes, bytes]:
@@ -35,22 +29,6 @@ def run(daemon: Daemon, *args: str, terminal: bool = False) -> tuple[bytes, byte
         done = subprocess.run(command, capture_output=True, env=environ, cwd="/", check=False)
         return done.stdout, done.stderr
     return on_terminal(command, environ), b""
-
-
-def on_terminal(command: list[str], environ: dict[str, str]) -> bytes:
-    """What a command shows on a terminal of its own."""
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environ, cwd="/") as process:
-        os.close(theirs)
-        read = b""
-        try:
-            while chunk := os.read(ours, 65_536):
-                read += chunk
-        except OSError:
-            pass  # Linux says EIO when the other end is closed
-        process.wait(60)
-    os.close(ours)
-    return read.replace(b"\r\n", b"\n")
 
 
 def test_a_long_name_is_cut_on_a_terminal(tmp_path: Path) -> None:
@@ -68,11 +46,6 @@ def test_a_long_name_is_cut_on_a_terminal(tmp_path: Path) -> None:
     assert max(map(len, shown[1:])) < 80  # the heading is bold, which takes characters
     assert "n" * 31 + "… " in shown[2]
     assert b"n" * 200 in piped.stdout
-
-
-def obeyed(shown: bytes) -> set[str]:
-    """The characters of `shown` that a terminal takes for commands."""
-    return {c for c in shown.decode() if not c.isprintable() and c not in "\n\t"}
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -15,6 +14,7 @@ from cli.core.words import SHORT
 from cli.main import COMMANDS, main
 from cli.ops.topics import TOPICS
 from node.host.home import init_home
+from tests.cli.support import TREE
 
 # One word a meaning. A new command takes one of these, or its own reason to be here.
 VERBS = {
@@ -80,23 +80,6 @@ OLD = {
 def typed(*words: str) -> Result:
     """The end of `colony WORDS`, without a home or a daemon."""
     return CliRunner().invoke(main, words, env={}, prog_name="colony")
-
-
-def tree(
-    command: click.Command = main, path: tuple[str, ...] = ()
-) -> Iterator[tuple[str, click.Command]]:
-    """Every command below `command`, with its words."""
-    if path:
-        yield " ".join(path), command
-    if isinstance(command, click.Group):
-        context = click.Context(command)
-        for name in command.list_commands(context):
-            inner = command.get_command(context, name)
-            assert inner is not None
-            yield from tree(inner, (*path, name))
-
-
-TREE = dict(tree())
 
 
 @pytest.mark.parametrize("name", list(TREE))

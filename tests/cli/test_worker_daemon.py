@@ -11,43 +11,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from colonyd.worker.livelog import MOST_LINE, LiveLog
-from tests.support.daemons import REPOSITORY, Daemon
-
-COLONY = [sys.executable, "-m", "cli.main"]
-ENVIRON = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "PYTHONPATH": str(REPOSITORY)}
-
-
-class Worker:
-    """A `colony worker` process; `event` waits for what it says."""
-
-    def __init__(self, command: list[str], environ: dict[str, str] = ENVIRON) -> None:
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ, cwd="/"
-        )
-        self.seen: list[dict[str, Any]] = []
-
-    def event(self, *names: str) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.seen.append(json.loads(line))
-            if self.seen[-1]["event"] in names:
-                return self.seen[-1]
-        raise AssertionError(f"no {names} in {self.seen}")
-
+from tests.cli.support import COLONY, ENVIRON, Worker, colony, shown
+from tests.support.daemons import Daemon
 
 Start = Callable[..., Worker]
-
-
-def colony(daemon: Daemon, *args: str) -> subprocess.CompletedProcess[str]:
-    command = [*COLONY, "--home", str(daemon.home), "--server", f"127.0.0.1:{daemon.port}", *args]
-    return subprocess.run(
-        command, capture_output=True, text=True, env=ENVIRON, cwd="/", check=False, timeout=120
-    )
 
 
 @pytest.fixture
@@ -75,13 +46,6 @@ def submit(daemon: Daemon, start: Start, *args: str) -> str:
     done = colony(daemon, "run", "--func", "f", "--executor-type", kind, *args)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
-
-
-def shown(daemon: Daemon, processid: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(
-        colony(daemon, "process", "show", processid, "--json").stdout
-    )
-    return found
 
 
 ODD = ["[NaN]", "[1e999]", '["\\ud800"]', "[9223372036854775808]", "[" * 100 + "]" * 100]

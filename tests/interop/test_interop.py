@@ -19,9 +19,9 @@ import pytest
 import trio
 
 from colonyd.keys import PrivateKey
-from tests.federation.service.test_two_colonies import Side
-from tests.sdk.test_js import OLDEST, node_version
+from tests.sdk.nodejs import OLDEST, node_version
 from tests.support.daemons import REPOSITORY, Daemon, until
+from tests.support.sides import Side
 
 pytestmark = pytest.mark.slow
 

@@ -21,7 +21,7 @@ from federation.network import addresses as leading
 from federation.network import mdns as station
 from federation.outbox import outcomes as results
 from federation.service import sessions as tending
-from federation.transport import mailbox, resolve
+from federation.transport import polling, resolve
 from federation.wire import cbor, envelope, sizes
 from federation.wire.envelope import Kind
 from node.timers import timerqueue
@@ -87,7 +87,7 @@ def looks_break_us(patch: pytest.MonkeyPatch) -> None:
 
 def messages_break_us(patch: pytest.MonkeyPatch) -> None:
     """What one message raises ends all that came with it."""
-    patch.setattr(mailbox, "contained", lambda *a, **o: contextlib.nullcontext())
+    patch.setattr(polling, "contained", lambda *a, **o: contextlib.nullcontext())
 
 
 def peers_break_us(patch: pytest.MonkeyPatch) -> None:

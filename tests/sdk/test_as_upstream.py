@@ -11,7 +11,7 @@ import pytest
 from colonyd.keys import PrivateKey
 from colonyd.rpc import RpcError
 from node.host.config import ConfigError, load_config
-from tests.node.workflows.test_service import Party, party, spec
+from tests.node.workflows.support import Party, party, spec
 from tests.support.daemons import Daemon
 
 

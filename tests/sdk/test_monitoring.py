@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.federation.service.test_two_colonies import pair
-from tests.node.http.test_metrics import parse, scrape
+from tests.node.http.support import parse, scrape
 from tests.support.daemons import REPOSITORY, Daemon, until
+from tests.support.sides import pair
 
 FOLDER = REPOSITORY / "docs" / "monitoring"
 REFERENCE = REPOSITORY / "docs" / "reference" / "metrics.md"

@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from colonyd.keys import PrivateKey
-from tests.node.http.test_fuzz import Edge
-from tests.sdk.test_types import definition, executor, spec, workflow
+from tests.node.http.support import Edge
+from tests.sdk.samples import definition, executor, spec, workflow
 from tests.support.daemons import Daemon
 from tests.support.fuzz_inputs import signed
 from tests.support.poison import DOSE, dosed, dumps

@@ -17,9 +17,9 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +27,7 @@ import pytest
 import trio
 
 from tests.support.faketime_daemons import ClockedDaemon, faketime
+from tests.support.sides import Side
 
 _NEWNET = 0x40000000  # CLONE_NEWNET
 _NAMESPACES = Path("/run/netns")
@@ -298,3 +299,15 @@ def _removes(tag: str) -> Iterator[str]:
             clear(path.name)
         except AssertionError as error:
             yield str(error)
+
+
+@asynccontextmanager
+async def sides(houses: Iterable[House]) -> AsyncIterator[list[Side]]:
+    """Open a way into each house."""
+    async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
+        found = []
+        for house in houses:
+            url = await nursery.start(house.door)
+            found.append(Side(house, await stack.enter_async_context(house.visitor(url))))
+        yield found
+        nursery.cancel_scope.cancel()

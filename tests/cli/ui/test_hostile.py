@@ -23,7 +23,7 @@ from colonyd.errors import RpcError
 from colonyd.keys import PrivateKey
 from colonyd.rpc import RpcClient
 from tests.cli.ui.scene import Scene, running_ui
-from tests.cli.ui.test_server import Visitor
+from tests.cli.ui.visitor import Visitor
 from tests.support.daemons import Daemon
 from tests.support.rpc_server import ColonyServer, seal
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trio
 
-from tests.federation.reach.test_dialback import reach_of, verdict
-from tests.federation.service.test_two_colonies import Side
-from tests.support.daemons import REPOSITORY, until
-from tests.support.netns import require
+from tests.support.daemons import until
+from tests.support.netns import require, sides
 from tests.support.routers import Host, Router, internet, require_miniupnpd
+from tests.support.sides import Side
+from tests.support.wide import reach_of, verdict
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("libtorrent", reason="the extra colonyd[global] is not installed")
@@ -32,18 +30,6 @@ def street(tmp_path: Path) -> Iterator[tuple[Router, Host, Host]]:
         url = f"https://{bee.address()}:50081"
         (ant.home / "config.toml").write_text(f'[[peers]]\nurl = "{url}"\n')
         yield gate, ant, bee
-
-
-@asynccontextmanager
-async def sides(*houses: Host) -> AsyncIterator[list[Side]]:
-    """A way into each house."""
-    async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
-        found = []
-        for house in houses:
-            url = await nursery.start(house.door)
-            found.append(Side(house, await stack.enter_async_context(house.visitor(url))))
-        yield found
-        nursery.cancel_scope.cancel()
 
 
 async def befriend(one: Side, other: Side) -> None:
@@ -69,14 +55,7 @@ async def forwards(gate: Router, house: Host, seconds: float = 30) -> None:
 
 
 async def doctor(house: Host) -> str:
-    command = [*house.prefix, sys.executable, "-m", "cli.main"]
-    done = await trio.run_process(
-        [*command, "--home", str(house.home), "doctor"],
-        capture_stdout=True,
-        check=False,
-        cwd=REPOSITORY,
-    )
-    return done.stdout.decode()
+    return (await trio.to_thread.run_sync(house.colony, "doctor")).stdout
 
 
 async def test_a_port_is_mapped_and_others_come_through_it(
@@ -87,7 +66,7 @@ async def test_a_port_is_mapped_and_others_come_through_it(
     for house in (bee, ant):
         await trio.to_thread.run_sync(house.start)
     await forwards(gate, ant)
-    async with sides(ant, bee) as (one, other):
+    async with sides([ant, bee]) as (one, other):
         await befriend(one, other)
         told = await verdict(one, "reachable", 90)
         assert (told["by"], told["address"]) == (["bee"], f"{gate.address}:50081")
@@ -136,7 +115,7 @@ async def test_without_a_router_that_maps_ports_it_says_what_to_do(
     _, ant, bee = street
     for house in (bee, ant):
         await trio.to_thread.run_sync(house.start)
-    async with sides(ant, bee) as (one, other):
+    async with sides([ant, bee]) as (one, other):
         await befriend(one, other)
         told = await verdict(one, "unreachable", 120)
         assert (told["by"], told["port"]) == (["bee"], 50081)
@@ -167,7 +146,7 @@ async def test_nothing_is_mapped_when_it_is_not_wanted(
     bee.environ["COLONYD_FEDERATION__TRUST"] = "manual"
     for house in (bee, ant):
         await trio.to_thread.run_sync(house.start)
-    async with sides(ant, bee) as (one, other):
+    async with sides([ant, bee]) as (one, other):
         await befriend(one, other)
         await verdict(one, "unreachable", 120)
         assert gate.mapped() == set()

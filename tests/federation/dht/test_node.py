@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from federation.dht.node import DhtNode, open_node
 from federation.dht.wide import TABLE, WideLookup
 from federation.network.interfaces import Network
 from federation.network.monitor import NetworkMonitor
 from tests.support.daemons import free_port, until
+from tests.support.wide import stays_open
 
 pytest.importorskip("libtorrent", reason="the extra colonyd[global] is not installed")
 
@@ -52,20 +52,9 @@ def around() -> NetworkMonitor:
     return monitor
 
 
-def wide_lookup(
-    someone: Someone, place: Path, host: str, port: int, bootstrap: Sequence[str]
-) -> WideLookup:
+def wide_lookup(place: Path, host: str, port: int, bootstrap: Sequence[str]) -> WideLookup:
     place.mkdir(exist_ok=True)
-    return WideLookup(someone, around(), place, host, port, bootstrap, random.Random(1))
-
-
-async def stays_open(
-    port: int, *, task_status: trio.TaskStatus[DhtNode] = trio.TASK_STATUS_IGNORED
-) -> None:
-    """A node that only answers: the first of the DHT."""
-    async with open_node(["127.0.0.1"], port, [f"127.0.0.1:{port}"]) as node:
-        task_status.started(node)
-        await trio.sleep_forever()
+    return WideLookup(around(), place, host, port, bootstrap, random.Random(1))
 
 
 @pytest.mark.slow
@@ -76,10 +65,11 @@ async def test_one_finds_the_other_and_keeps_its_table(
     await nursery.start(stays_open, port)
     ant, bee = Someone(ANT, [BEE]), Someone(BEE)
     boot = [f"127.0.0.1:{port}"]
-    first = wide_lookup(ant, tmp_path / "ant", "127.0.0.2", free_port(), boot)
+    first = wide_lookup(tmp_path / "ant", "127.0.0.2", free_port(), boot)
     async with trio.open_nursery() as inner:
-        for each in (first, wide_lookup(bee, tmp_path / "bee", "127.0.0.3", free_port(), boot)):
-            inner.start_soon(each.run)
+        other = wide_lookup(tmp_path / "bee", "127.0.0.3", free_port(), boot)
+        inner.start_soon(first.run, ant)
+        inner.start_soon(other.run, bee)
 
         async def found() -> bool:
             return "127.0.0.3:50081" in ant.heard.get(BEE, ())
@@ -95,10 +85,8 @@ async def test_one_finds_the_other_and_keeps_its_table(
 
     # With its table, it needs no bootstrap node: this one is gone.
     ant.heard.clear()
-    again = wide_lookup(
-        ant, tmp_path / "ant", "127.0.0.2", free_port(), [f"127.0.0.1:{free_port()}"]
-    )
-    nursery.start_soon(again.run)
+    again = wide_lookup(tmp_path / "ant", "127.0.0.2", free_port(), [f"127.0.0.1:{free_port()}"])
+    nursery.start_soon(again.run, ant)
     await until(40, found)
     nursery.cancel_scope.cancel()
 
@@ -113,8 +101,8 @@ async def test_a_damaged_table_and_a_port_in_use(
     (tmp_path / TABLE).write_bytes(
         b"\xff\xfe:1\n\nd9:dht stated5:nodes\n127.0.0.1\nx:70000\n" + bytes(40_000)
     )
-    lookup = wide_lookup(Someone(ANT), tmp_path, "127.0.0.1", port, [f"127.0.0.1:{port}"])
-    nursery.start_soon(lookup.run)
+    lookup = wide_lookup(tmp_path, "127.0.0.1", port, [f"127.0.0.1:{port}"])
+    nursery.start_soon(lookup.run, Someone(ANT))
 
     async def told() -> bool:
         logged = "dht failed" in caplog.text
@@ -143,8 +131,8 @@ async def test_its_tcp_port_serves_nobody(nursery: trio.Nursery) -> None:
 
 
 async def test_private_addresses_count_in_a_dht_of_our_own(tmp_path: Path) -> None:
-    own = wide_lookup(Someone(ANT), tmp_path, "127.0.0.1", 1, ["127.0.0.1:1"])
-    public = wide_lookup(Someone(ANT), tmp_path, "127.0.0.1", 1, [])
+    own = wide_lookup(tmp_path, "127.0.0.1", 1, ["127.0.0.1:1"])
+    public = wide_lookup(tmp_path, "127.0.0.1", 1, [])
     told = [
         "192.168.1.1:1",
         "127.0.0.1:22",
@@ -167,7 +155,7 @@ async def test_private_addresses_count_in_a_dht_of_our_own(tmp_path: Path) -> No
 
 async def test_public_addresses_on_our_own_link_count(tmp_path: Path) -> None:
     """Machines of one provider may share a network, in which no multicast leads to the others."""
-    public = wide_lookup(Someone(ANT), tmp_path, "*", 1, [])
+    public = wide_lookup(tmp_path, "*", 1, [])
     near = ("2600:1f18::/64", "93.184.216.0/24")
     public.monitor = NetworkMonitor(
         network=Network((), (), near, (), (("eth0", 2),), loopback=False)
@@ -180,8 +168,8 @@ async def test_without_the_library_it_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
 ) -> None:
     monkeypatch.setitem(sys.modules, "libtorrent", None)
-    lookup = wide_lookup(Someone(ANT), tmp_path, "127.0.0.1", free_port(), [])
-    nursery.start_soon(lookup.run)
+    lookup = wide_lookup(tmp_path, "127.0.0.1", free_port(), [])
+    nursery.start_soon(lookup.run, Someone(ANT))
 
     async def told() -> bool:
         return "pip install 'colonyd[global]'" in lookup.status().problem

@@ -24,9 +24,9 @@ from node.etcd.errors import EtcdUnavailable
 from node.model.types import Process, State
 from node.processes.deadlines import expire
 from node.processes.queue import Candidate
-from tests.federation.inbox.test_server import PID, WORKER, Closing, Lab, code, submission
+from tests.federation.inbox.support import PID, WORKER, Closing, Lab, code, submission
 from tests.node.etcd.support import start_store
-from tests.node.processes.test_assignment_races import Store
+from tests.node.processes.support import Store
 from tests.support.daemons import until
 
 CANDIDATE = Candidate("lab", "t", "w", "", None, None)

@@ -37,9 +37,9 @@ from federation.wire.envelope import Kind, Rejected, VerifiedMessage, inspect, s
 from federation.wire.messages import MOST, Outcome, Submit, dump, load
 from node.http.server import Request as HttpRequest
 from node.model.types import State
-from tests.federation.service.test_two_colonies import Side
 from tests.support.colonies import Colony, world
 from tests.support.daemons import REPOSITORY, Daemon, until
+from tests.support.sides import Side
 
 Make = Callable[..., Daemon]
 

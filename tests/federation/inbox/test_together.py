@@ -26,7 +26,7 @@ from federation.wire.messages import (
 from federation.wire.messages import load as load_message
 from federation.wire.refusals import RefusalBody
 from node.http.server import Response
-from tests.federation.inbox.test_server import SPEC, Lab, code, lab
+from tests.federation.inbox.support import SPEC, Lab, code, lab
 
 __all__ = ["lab"]
 

@@ -58,8 +58,9 @@ from node.store import keys
 from node.store.work.channels import ChannelEntry, ChannelHead
 from node.streams import logs as logs
 from node.streams.channels import MAX_ENTRIES
+from tests.federation.inbox.support import befriended, close, line, take, write
 from tests.node.etcd.support import start_store
-from tests.support.colonies import Colony, World, world
+from tests.support.colonies import Colony, world
 from tests.support.daemons import free_port, until
 from tests.support.parts import follower_of
 from tests.support.processes import enlist
@@ -82,25 +83,6 @@ async def start(colony: Colony, *specs: FunctionSpec) -> str:
         colony.name, specs, graphid=new_id(), initiatorid=colony.key.id, initiatorname="me"
     )
     return graph.processgraphid
-
-
-async def take(colony: Colony) -> Process:
-    """Have one process handed out."""
-    assert colony.node is not None
-    candidate = Candidate(colony.name, "t", "w", "", None, None)
-    return await colony.node.assigner.assign(candidate, colony.worker, 20)
-
-
-async def close(
-    colony: Colony, process: Process, *output: Any, state: State = State.SUCCESSFUL
-) -> None:
-    """End a process as its executor."""
-    assert colony.node is not None
-    pid, worker = process.processid, colony.worker.executorid
-    errors = None if state == State.SUCCESSFUL else ["broke"]
-    await colony.node.processes.close(
-        colony.name, pid, worker, state, output=list(output), errors=errors
-    )
 
 
 async def graph_of(colony: Colony, graphid: str, state: State) -> Graph:
@@ -146,16 +128,6 @@ async def works(colony: Colony, output: str) -> Process:
             nursery.cancel_scope.cancel()
         if done:
             return mine[0]
-
-
-async def befriended(there: World) -> list[Colony]:
-    """All colonies of a world, which trust each other."""
-    everybody = list(there.values())
-    for one in everybody:
-        for other in everybody:
-            if other is not one:
-                await one.trust(other)
-    return everybody
 
 
 def final(error: RemoteRefusal) -> bool:
@@ -375,16 +347,6 @@ async def test_what_got_ready_before_a_crash_goes_out_after_it(tmp_path: Path) -
 
 
 # -- progress ------------------------------------------------------------------------------------
-
-
-async def write(colony: Colony, process: Process, *texts: str, quietly: bool = False) -> None:
-    """Log as the executor of a process, `quietly` if by another daemon of its colony."""
-    assert colony.node is not None
-    for text in texts:
-        line = Log(process.processid, colony.name, "w", text, colony.node.clock.tick())
-        await logs.write(colony.client, line)
-    if not quietly:
-        colony.node.processes.hooks.progressed(process)
 
 
 async def attach(colony: Colony, process: Process, key: str, value: str) -> None:
@@ -775,10 +737,6 @@ async def test_what_is_said_out_of_turn_is_refused(tmp_path: Path) -> None:
 
 
 # -- as values -----------------------------------------------------------------------------------
-
-
-def line(at: int, text: str = "x") -> Line:
-    return Line(at, "w", text)
 
 
 def test_lines_keep_their_order_and_are_bounded() -> None:

@@ -17,9 +17,9 @@ import pytest
 import trio
 
 from colonyd.rpc import RpcError, Unreachable
-from tests.federation.service.test_two_colonies import Side, pair
-from tests.node.http.test_pubsub import Raw
 from tests.support.daemons import REPOSITORY, Daemon, seeded_dice, until
+from tests.support.raw import Raw
+from tests.support.sides import Side, pair
 
 Make = Callable[..., Daemon]
 

@@ -23,7 +23,8 @@ from federation.peers import successions
 from federation.peers.policy import Policy
 from federation.peers.registry import BLOCKED, TRUSTED, Peer, Peers, PeerState
 from federation.transport.connection import PeerConnection
-from federation.transport.mailbox import Mailbox, MailboxPoller
+from federation.transport.mailbox import Mailbox
+from federation.transport.polling import MailboxPoller
 from federation.wire import envelope, succession
 from federation.wire.card import Card, sign_card
 from federation.wire.clock import SigningClock
@@ -49,8 +50,7 @@ from node.etcd.client import open_client
 from node.http.server import Response
 from node.model.codec import pack, unpack
 from node.model.types import State
-from tests.federation.inbox.test_server import SPEC, Lab, code, submission
-from tests.federation.inbox.test_updates import befriended, take, write
+from tests.federation.inbox.support import SPEC, Lab, befriended, code, submission, take, write
 from tests.node.etcd.support import start_store
 from tests.support.colonies import world
 from tests.support.daemons import until

@@ -32,8 +32,8 @@ from federation.wire.messages import (
     Poll,
 )
 from federation.wire.signer import Signer
-from tests.federation.service.test_two_colonies import Side
 from tests.support.daemons import Daemon, until
+from tests.support.sides import Side
 
 pytestmark = [
     pytest.mark.slow,

@@ -13,6 +13,7 @@ from federation.limits.accounts import PeerQuotas, StorageUsage
 from federation.limits.admission import Admission
 from federation.membership.invitations import Invitations
 from federation.peers import successions
+from federation.peers.address_limit import AddressLimiter
 from federation.peers.log_limit import LogLimiter
 from federation.peers.policy import Policy, TokenBucket
 from federation.peers.registry import BLOCKED, TRUSTED, FormerKey, Peer
@@ -21,7 +22,7 @@ from federation.wire.envelope import Kind, VerifiedMessage
 from federation.wire.invitation import key_of, knock, name_of
 from federation.wire.refusals import BROUGHT, Refusal
 from federation.wire.succession import KeySuccession
-from tests.federation.peers.test_registry import registry
+from tests.federation.peers.support import registry
 
 PEER = "a" * 64
 OPENED = VerifiedMessage(PEER, "", b"c", 0, 9, b"", b"")
@@ -79,6 +80,23 @@ def test_an_address_that_makes_up_signatures_is_heard_no_more() -> None:
     for number in range(600):
         admission.failed(PEER, f"10.1.{number // 250}.{number % 250}", 0.0)
     assert admission.trusted(PEER, "10.2.0.1", 0.0) is False, "checked, and no mistake looked for"
+
+
+def test_an_address_has_its_share_and_all_have_theirs() -> None:
+    limiter = AddressLimiter(2, 5)
+    assert [limiter.take("10.0.0.1", 0.0) for _ in range(3)] == [0, 0, 30.0]
+    assert limiter.take("10.0.0.1", 30.0) == 0
+    ipv6 = [limiter.take(f"2001:db8::{n}", 30.0) for n in range(3)]
+    assert ipv6 == [0, 0, 30.0], "a /64 counts as one"
+    assert [limiter.take(f"10.0.1.{n}", 30.0) for n in range(3)] == [0, 0, 12.0], "of all: 5"
+
+
+def test_the_address_silent_for_longest_is_forgotten() -> None:
+    limiter = AddressLimiter(2, 100, most=2)
+    for host in ("10.0.0.1", "10.0.0.2", "10.0.0.1", "10.0.0.3"):
+        assert limiter.take(host, 0.0) == 0
+    assert limiter.take("10.0.0.1", 0.0) > 0, "it was heard after the second"
+    assert [limiter.take("10.0.0.2", 0.0) for _ in range(2)] == [0, 0], "it begins anew"
 
 
 def test_lines_that_are_left_out_are_told() -> None:

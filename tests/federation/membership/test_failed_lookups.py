@@ -14,7 +14,7 @@ async def test_a_vain_look_up_says_whether_the_dht_was_asked(tmp_path: Path) -> 
     async with world(tmp_path, ["ant"]) as colonies:
         fed, nobody = colonies["ant"].fed, PrivateKey.generate().id
         finder = fed.finder
-        finder.wide = WideLookup(finder, fed.monitor, tmp_path, "127.0.0.1", 1, ["127.0.0.1:1"])
+        finder.wide = WideLookup(fed.monitor, tmp_path, "127.0.0.1", 1, ["127.0.0.1:1"])
         assert await finder.locate(nobody, 0.01) is None
         assert finder.why_not_found(nobody) == (
             "it could not be looked up: no other node of the DHT answers yet"

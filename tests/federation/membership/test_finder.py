@@ -12,27 +12,15 @@ import trio
 from colonyd.keys import PrivateKey
 from colonyd.rpc import RpcError
 from federation.dht.wide import TABLE
-from tests.federation.dht.test_node import stays_open
-from tests.federation.service.test_two_colonies import Side
 from tests.support.daemons import Daemon, free_port, until
 from tests.support.hostile_dht import HostileNodes
+from tests.support.sides import Side
+from tests.support.wide import stays_open, wide
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("libtorrent", reason="the extra colonyd[global] is not installed")
 
 Make = Callable[..., Daemon]
-
-
-def wide(host: str, port: int) -> dict[str, str]:
-    """The settings of a colony at `host` in the DHT of the node at `port`."""
-    return {
-        "COLONYD_FEDERATION__HOST": host,
-        "COLONYD_FEDERATION__DISCOVERY": "false",
-        "COLONYD_FEDERATION__TRUST": "lan",
-        "COLONYD_FEDERATION__GLOBAL": "true",
-        "COLONYD_FEDERATION__BOOTSTRAP": f"127.0.0.1:{port}",
-        "COLONYD_FEDERATION__DHT_PORT": str(free_port()),
-    }
 
 
 async def test_found_by_id_then_trusted_then_found_again_elsewhere(

@@ -2,50 +2,31 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import pytest
 import trio
 
 from colonyd.keys import PrivateKey
-from federation.membership.gossip import MOST, Gossip, chosen
-from federation.peers.context import Context
-from federation.peers.keys import Keys
-from federation.peers.registry import BLOCKED, PENDING, TRUSTED, Peer, Peers, PeerState
+from federation.membership.gossip import MOST, chosen
+from federation.peers.registry import BLOCKED, PENDING, TRUSTED, Peer
 from federation.transport.connection import PeerResponse
-from federation.wire.card import Card, open_card, sign_card
-from federation.wire.clock import SigningClock
+from federation.wire.card import open_card
 from federation.wire.envelope import Kind
 from federation.wire.messages import DEEPEST, Introduction, Introductions
 from federation.wire.refusals import BROUGHT
-from federation.wire.signer import Signer
 from node.http.server import Request
 from node.model.types import State
-from tests.federation.membership.test_rotation import follows
-from tests.federation.peers.test_registry import registry
+from tests.federation.membership.support import NOW, card, follows, gossip, said, seen, trusted
+from tests.federation.peers.support import registry
 from tests.support.colonies import Colony, World, world
-from tests.support.daemons import until
-from tests.support.parts import Led, portrait_of
+from tests.support.parts import Led
 
 ME = "0" * 64
-NOW = int(time.time())
-
-
-def card(key: PrivateKey, name: str = "cat", sequence: int = 1, expires: int = NOW + 3600) -> bytes:
-    value = Card(key.id, key.public_key, name, sequence, "f" * 64, ["cat.example:1"], [2], expires)
-    return sign_card(key, value, issued=min(NOW, expires - 10))
-
-
-def trusted(key: PrivateKey, **fields: Any) -> PeerState:
-    data = fields.pop("card", card(key))
-    seen = fields.pop("lastseen", 0)
-    peer = Peer(key.id, TRUSTED, "bee", key.public_key, 1, "f" * 64, [], data)
-    return PeerState(msgspec.structs.replace(peer, **fields), 1, lastseen=seen)
 
 
 @pytest.fixture
@@ -70,17 +51,6 @@ def test_whom_to_introduce(keys: list[PrivateKey]) -> None:
     assert len(chosen(entries, near.id, NOW)) == 1, "nobody is introduced to itself"
     crowd = [trusted(near, id=f"{number:064x}") for number in range(200)]
     assert len(chosen(crowd, "", NOW)) == MOST
-
-
-def gossip(peers: Peers, mode: str = "pending", now: int = NOW) -> Gossip:
-    clock, nothing = SigningClock(lambda: now * 1_000_000_000), cast(Any, None)
-    signer = Signer(PrivateKey.generate(), clock)
-    context = Context("home", signer, nothing, nothing, peers, Keys("home"))
-    return Gossip(context, portrait_of(context), mode)
-
-
-def said(*cards: bytes, hops: int = 1) -> Introductions:
-    return Introductions([Introduction(each, hops) for each in cards], 1)
 
 
 async def test_an_introduced_colony_is_pending_and_says_by_whom(keys: list[PrivateKey]) -> None:
@@ -165,15 +135,6 @@ async def acquainted(path: Path, **settings: Any) -> AsyncIterator[tuple[World, 
         for one, other in ((ant, bee), (bee, ant), (bee, cat), (cat, bee)):
             await one.trust(other, forward=True, max_hops=2)
         yield colonies, ant, bee
-
-
-async def seen(colony: Colony, check: Callable[[], bool]) -> None:
-    """Return once the registry of a colony is as it should be."""
-
-    async def holds() -> bool:
-        return colony.up and check()
-
-    await until(50, holds, step=0.02)
 
 
 async def test_colonies_meet_through_a_friend_and_work_goes_that_way(tmp_path: Path) -> None:

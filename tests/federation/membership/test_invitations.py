@@ -7,8 +7,7 @@ import functools
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from federation.peers.context import Context
 from federation.peers.keys import Keys
 from federation.peers.policy import Policy
 from federation.peers.registry import BLOCKED, TRUSTED, Peers
-from federation.transport.mailbox import MailboxTerms
+from federation.transport.polling import MailboxTerms
 from federation.transport.tls import make_certificate, server_context
 from federation.wire import invitation as tokens
 from federation.wire.card import Card, sign_card
@@ -43,26 +42,17 @@ from node.etcd.txn import Txn
 from node.http.listeners import bound_port, open_listeners
 from node.http.server import Limits, Request, Response, serve_http
 from node.model.codec import pack, unpack
-from tests.federation.inbox.test_server import Lab, code, submission
-from tests.federation.service.test_two_colonies import Side
+from tests.federation.inbox.support import Lab, code, submission
+from tests.federation.membership.support import Make, addresses, strangers
 from tests.node.etcd.support import start_store
-from tests.support.daemons import Daemon, until
+from tests.support.daemons import until
 from tests.support.parts import portrait_of
 
-Make = Callable[..., Daemon]
 FINGERPRINT = "f" * 64
 
 # -- tokens ------------------------------------------------------------------------------
 
 hexes = st.binary(min_size=32, max_size=32).map(bytes.hex)
-addresses = st.one_of(
-    st.tuples(st.ip_addresses(v=4), st.integers(1, 65535)).map(lambda pair: f"{pair[0]}:{pair[1]}"),
-    st.tuples(st.ip_addresses(v=6), st.integers(1, 65535)).map(
-        lambda pair: f"[{pair[0]}]:{pair[1]}"
-    ),
-    st.just("lab.example.org:50081"),
-    st.just("[fe80::1%eth0]:50081"),
-)
 all_tokens = st.builds(
     Token,
     id=hexes,
@@ -505,13 +495,13 @@ async def test_a_join_is_no_way_around_other_checks(inn: Inn) -> None:
 
 
 async def test_what_an_invitation_can_not_be_is_refused(inn: Inn) -> None:
-    for seconds, addresses, told in (
+    for seconds, places, told in (
         (0, [], "expires"),
         (10**9, [], "expires"),
         (60, ["nowhere"], "addresses"),
     ):
         with pytest.raises(RpcError, match=told) as caught:
-            await inn.invitations.invite(seconds, None, addresses)
+            await inn.invitations.invite(seconds, None, places)
         assert caught.value.status == 400
     token = await inn.invitations.invite(60, None, ["lab.example:1"])
     assert token.addresses == ["lab.example:1"]
@@ -623,27 +613,6 @@ async def test_an_address_that_is_dead_is_passed_over(inn: Inn, door: Door) -> N
 
 
 # -- between daemons ---------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def strangers(make: Make) -> AsyncIterator[tuple[Side, Side]]:
-    """Two running colonies that have never heard of each other, and can't by themselves."""
-    alone = {"COLONYD_FEDERATION__DISCOVERY": "false"}
-    daemons = [make("ant", **alone), make("bee", **alone)]
-    for daemon in daemons:
-        await trio.to_thread.run_sync(daemon.start)
-    async with daemons[0].client() as first, daemons[1].client() as second:
-        yield Side(daemons[0], first), Side(daemons[1], second)
-
-
-@asynccontextmanager
-async def joined(make: Make) -> AsyncIterator[tuple[Side, Side]]:
-    """Two running colonies that trust each other by invitation, with a worker in the second."""
-    async with strangers(make) as (ant, bee):
-        made = await ant.call("invitepeermsg", ant.owner)
-        await bee.call("joinpeermsg", bee.owner, token=made["token"])
-        await bee.hire()
-        yield ant, bee
 
 
 @pytest.mark.slow

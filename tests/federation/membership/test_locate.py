@@ -20,7 +20,7 @@ from federation.peers.registry import PENDING, Peer, PeerState
 from federation.transport.errors import Unsent
 from federation.wire.invitation import Token, write_token
 from node.tasks.sync import WakeUps
-from tests.federation.peers.test_registry import registry
+from tests.federation.peers.support import registry
 
 AT = "203.0.113.9:50081"
 NOTHING = cast(Any, None)
@@ -69,8 +69,8 @@ async def test_an_invitation_leads_to_a_colony_whose_introduction_is_out_of_date
     monkeypatch.setattr(Joiner, "_at", at)
     seeker = Seeker()
     token = write_token(Token(seeker.entry.peer.id, "f" * 64, [], 2**33, b"s" * 16))
-    reachability = cast(Any, seeker)
-    joiner = Joiner(seeker.context, NOTHING, seeker.finder, reachability)
+    ways = cast(Any, seeker)
+    joiner = Joiner(seeker.context, NOTHING, seeker.finder, ways)
     assert await joiner.join(token, None) is seeker.entry
     assert tried == [AT]
 
@@ -79,7 +79,7 @@ async def test_one_peer_does_not_take_up_all_look_ups_of_mailboxes(tmp_path: Pat
     """Its cards name some that do not exist, others with each card."""
     seeker = Seeker()
     monitor = NetworkMonitor()
-    wide = WideLookup(cast(Any, seeker), monitor, tmp_path, "127.0.0.1", 1)
+    wide = WideLookup(monitor, tmp_path, "127.0.0.1", 1)
     seeker.finder.wide = wide
     for number in range(40):
         seeker.finder.seek_mailbox(f"{number:064x}", f"liar{number % 2}")

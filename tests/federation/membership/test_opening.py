@@ -138,9 +138,8 @@ async def test_a_colony_never_seen_is_found_by_a_name_of_ours(
 ) -> None:
     """Its id and a petname are all that ant has; the DHT has the address."""
     pytest.importorskip("libtorrent", reason="the extra colonyd[global] is not installed")
-    from tests.federation.dht.test_node import stays_open
-    from tests.federation.membership.test_finder import wide
-    from tests.federation.service.test_two_colonies import Side
+    from tests.support.sides import Side
+    from tests.support.wide import stays_open, wide
 
     port = free_port()
     await nursery.start(stays_open, port)

@@ -31,7 +31,7 @@ from federation.wire.signer import Signer
 from node.etcd.client import EtcdClient, open_client
 from node.model.codec import pack
 from node.tasks.sync import WakeUps
-from tests.federation.peers.test_registry import registry
+from tests.federation.peers.support import registry
 from tests.support.daemons import Daemon
 from tests.support.pairs import store_target
 from tests.support.parts import ledger_of

@@ -19,13 +19,11 @@ from federation.wire.messages import Hello, Submit, Successor
 from federation.wire.signer import Signer
 from federation.wire.succession import OVERLAP, declare, prove
 from node.host.home import Home
-from node.http.server import Request
 from node.model.types import State
 from node.store import keys
-from tests.federation.inbox.test_server import path_of
-from tests.federation.peers.test_registry import registry
+from tests.federation.membership.support import follows, friends, post
+from tests.federation.peers.support import registry
 from tests.support.colonies import Colony, world
-from tests.support.daemons import until
 
 NOW = int(time.time())
 
@@ -91,25 +89,6 @@ def test_key_files_survive_a_crash_at_any_step(tmp_path: Path) -> None:
 # -- between colonies --------------------------------------------------------------------------
 
 
-async def friends(colonies: Any, *names: str) -> list[Colony]:
-    made = [await colonies.add(name) for name in names]
-    for one in made:
-        for other in made:
-            if one is not other:
-                await one.trust(other, max_running=7)
-    return made
-
-
-async def follows(one: Colony, other: Colony) -> None:
-    """Return once a colony knows the other by its present key."""
-
-    async def known() -> bool:
-        entry = one.fed.peers.get(other.key.id) if one.up else None
-        return entry is not None and entry.peer.wire == other.key.id
-
-    await until(50, known, step=0.02)
-
-
 async def forwards(one: Colony, other: Colony) -> None:
     """A process goes there and comes back."""
     with trio.fail_after(50):
@@ -162,12 +141,6 @@ def greeting(key: PrivateKey, to: Colony, *successors: Successor) -> bytes:
     card = Card(key.id, key.public_key, "ant", 2**40, "f" * 64, [], [2], NOW + 3600)
     hello = Hello(sign_card(key, card, issued=NOW), successors=list(successors))
     return Signer(key, SigningClock()).seal(Kind.HELLO, to.key.id, hello)
-
-
-async def post(to: Colony, path: str, body: bytes) -> str:
-    """The code with which a message is refused, "" if it is not."""
-    answer = await to.fed.server.handle(Request("POST", path_of(path), "", {}, body, "10.0.0.9"))
-    return "" if answer.status == 200 else str(msgspec.json.decode(answer.body)["code"])
 
 
 async def test_a_stolen_old_key_is_worth_nothing_once_its_successor_is_known(

@@ -21,8 +21,8 @@ from federation.wire.card import Card
 from federation.wire.clock import SigningClock
 from federation.wire.signer import Signer
 from node.tasks.sync import WakeUps
-from tests.federation.service.test_two_colonies import pair
 from tests.support.daemons import Daemon, until
+from tests.support.sides import pair
 
 Make = Callable[..., Daemon]
 KEY = PrivateKey.generate()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,34 @@ def _need_a_network() -> None:
 # -- a real daemon -------------------------------------------------------------------------------
 
 
+@asynccontextmanager
+async def trusting(
+    make_daemon: Callable[..., Daemon], liar: LyingColony
+) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
+    """A daemon that has the liar in [[peers]] and trusts it; the owner's calls."""
+    daemon = knows(
+        make_daemon(
+            "ant",
+            COLONYD_FEDERATION__HOST="*",
+            COLONYD_FEDERATION__INTERFACES="",
+            COLONYD_FEDERATION__DISCOVERY="false",
+        ),
+        liar.port,
+    ).start()
+    async with daemon.client() as client:
+
+        async def call(kind: str, **fields: Any) -> Any:
+            return await client.call(kind, fields, daemon.key("colony"), 60)
+
+        async def met() -> Any:
+            found = await call("getpeersmsg")
+            return [peer for peer in found if peer["id"] == liar.key.id and peer["name"]]
+
+        await until(60, met, step=0.2)
+        await call("trustpeermsg", peer=liar.key.id)
+        yield call
+
+
 @pytest.mark.slow
 async def test_a_trusted_peer_can_not_have_us_look_at_our_own_ports(
     make_daemon: Callable[..., Daemon], tmp_path: Path, nursery: trio.Nursery
@@ -216,24 +245,7 @@ async def test_a_trusted_peer_can_not_have_us_look_at_our_own_ports(
     liar.endpoints = [f"{host}:{port}" for host in ("127.0.0.1", "localhost", "127.1", "[::1]")]
     liar.endpoints += ["169.254.169.254:80"]
     await liar.start(nursery)
-    daemon = knows(
-        make_daemon(
-            "ant",
-            COLONYD_FEDERATION__HOST="*",
-            COLONYD_FEDERATION__INTERFACES="",
-            COLONYD_FEDERATION__DISCOVERY="false",
-        ),
-        liar.port,
-    ).start()
-    async with daemon.client() as client:
-        owner = daemon.key("colony")
-
-        async def met() -> Any:
-            found = await client.call("getpeersmsg", {}, owner, 30)
-            return [peer for peer in found if peer["id"] == liar.key.id and peer["name"]]
-
-        await until(60, met, step=0.2)
-        await client.call("trustpeermsg", {"peer": liar.key.id}, owner, 30)
+    async with trusting(make_daemon, liar) as call:
 
         async def greeted() -> bool:
             return "/v1/hello" in liar.heard
@@ -242,7 +254,7 @@ async def test_a_trusted_peer_can_not_have_us_look_at_our_own_ports(
         liar.scope.cancel()
 
         async def refused() -> bool:
-            answer = await client.call("pingpeermsg", {"peer": liar.key.id}, owner, 60)
+            answer = await call("pingpeermsg", peer=liar.key.id)
             return bool(knocks) or (not answer["ok"] and "is not tried" in answer["error"])
 
         await until(60, refused, step=0.2)
@@ -258,24 +270,7 @@ async def test_what_the_owner_names_is_tried_wherever_it_leads(
     liar = LyingColony(tmp_path / "liar")
     liar.endpoints = [f"127.0.0.1:{free_port()}"]
     await liar.start(nursery)
-    daemon = knows(
-        make_daemon(
-            "ant",
-            COLONYD_FEDERATION__HOST="*",
-            COLONYD_FEDERATION__INTERFACES="",
-            COLONYD_FEDERATION__DISCOVERY="false",
-        ),
-        liar.port,
-    ).start()
-    async with daemon.client() as client:
-        owner = daemon.key("colony")
-
-        async def met() -> Any:
-            found = await client.call("getpeersmsg", {}, owner, 30)
-            return [peer for peer in found if peer["id"] == liar.key.id and peer["name"]]
-
-        await until(60, met, step=0.2)
-        await client.call("trustpeermsg", {"peer": liar.key.id}, owner, 30)
+    async with trusting(make_daemon, liar):
         await until(60, lambda: _heard(liar, 2), step=0.1)
 
 

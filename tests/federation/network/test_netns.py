@@ -10,16 +10,16 @@ import re
 import sys
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
 import pytest
 import trio
 
-from tests.federation.service.test_two_colonies import Side
 from tests.support.daemons import REPOSITORY, until
-from tests.support.netns import HOUR, House, ip, require, town
+from tests.support.netns import HOUR, House, ip, require, sides, town
+from tests.support.sides import Side
 
 pytestmark = pytest.mark.slow
 
@@ -43,15 +43,10 @@ class Yard:
 @asynccontextmanager
 async def doors(houses: list[House], workers: dict[str, Any]) -> AsyncIterator[Yard]:
     """Open a way into each house."""
-    async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
-        sides: list[Side] = []
-        for house in houses:
-            url = await nursery.start(house.door)
-            side = Side(house, await stack.enter_async_context(house.visitor(url)))
+    async with sides(houses) as found:
+        for house, side in zip(houses, found, strict=True):
             side.worker = workers.setdefault(house.name, side.worker)
-            sides.append(side)
-        yield Yard(sides, houses)
-        nursery.cancel_scope.cancel()
+        yield Yard(found, houses)
 
 
 class Village:

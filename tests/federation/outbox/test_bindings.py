@@ -35,7 +35,7 @@ from node.model.codec import pack, unpack
 from node.model.types import State
 from node.rpc.calls import Caller
 from node.rpc.requests import ProcessById
-from tests.federation.membership.test_rotation import follows
+from tests.federation.membership.support import follows
 from tests.support.colonies import Colony, world
 from tests.support.daemons import until
 

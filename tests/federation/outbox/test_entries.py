@@ -24,7 +24,7 @@ from federation.outbox.revoke import Revocation
 from federation.outbox.updates import UpdateConsumer
 from node.etcd.client import EtcdClient
 from node.model.types import SECOND
-from tests.federation.outbox.test_revoke import Front
+from tests.federation.outbox.support import Front
 from tests.support.parts import accounts_of, delivery_of
 
 STATES = [

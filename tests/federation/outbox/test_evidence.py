@@ -24,7 +24,7 @@ from federation.outbox.evidence import asked, check
 from node.archive.chain import files, records
 from node.host.config import HistoryConfig, Keep
 from node.model.types import State
-from tests.federation.membership.test_rotation import follows
+from tests.federation.membership.support import follows
 from tests.support.colonies import Colony, world
 from tests.support.daemons import until
 from tests.support.processes import retention as retention_of

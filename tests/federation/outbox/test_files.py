@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,48 +17,12 @@ from federation.transport.errors import RemoteRefusal
 from federation.wire.envelope import Kind
 from federation.wire.messages import Carried, Chunk, Fetch, load
 from node.etcd.pages import whole
-from node.files.blobs import BlobStore
-from node.files.catalog import Files
-from node.files.tickets import Scope
-from node.model.ids import new_id
 from node.model.types import Filesystem, Process, SnapshotMount, State, SyncDirMount
-from node.store.files import File, Reference
-from tests.federation.inbox.test_updates import befriended, close, take
-from tests.support.colonies import Colony, World, world
+from tests.federation.inbox.support import close, take
+from tests.federation.outbox.support import furnish, furnished, mounts, put, sum_of
+from tests.support.colonies import Colony
 
-SECONDS = 120
 BIG = os.urandom(5 * 2**20)
-
-
-def sum_of(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def furnish(colony: Colony, path: Path, quota: int = 0) -> Files:
-    """Give a colony a vault."""
-    assert colony.node is not None
-    files = colony.node.files
-    files.blobs = BlobStore(path / f"{colony.name}-files", quota, time.time_ns)
-    colony.fed.file_transfer.files = files
-    return files
-
-
-async def put(colony: Colony, label: str, name: str, data: bytes) -> File:
-    """Store a file."""
-    assert colony.node is not None
-    files, checksum = colony.node.files, sum_of(data)
-    assert files.blobs is not None
-    scope = Scope("PUT", colony.name, checksum, len(data), 0, "me")
-    await files.blobs.write(scope, 0, data)
-    await files.hold(colony.name, checksum, len(data))
-    ref = Reference("colonyd")
-    file = File(new_id(), colony.name, label, name, len(data), checksum, "SHA256", ref)
-    return await files.add(file)
-
-
-def mounts(*labels: str, **more: Any) -> dict[str, Any]:
-    dirs = [{"label": label, "dir": f"/d{place}"} for place, label in enumerate(labels)]
-    return {"mount": "/m", "dirs": dirs} | more
 
 
 async def read(colony: Colony, label: str, name: str) -> bytes:
@@ -72,16 +32,6 @@ async def read(colony: Colony, label: str, name: str) -> bytes:
     assert colony.node.files.blobs is not None
     assert await colony.node.files.holding(colony.name, file.checksum)
     return await trio.Path(colony.node.files.blobs.file(file.checksum)).read_bytes()
-
-
-@asynccontextmanager
-async def furnished(path: Path, *names: str) -> AsyncIterator[World]:
-    with trio.fail_after(SECONDS):
-        async with world(path, names) as there:
-            await befriended(there)
-            for colony in there.values():
-                furnish(colony, path)
-            yield there
 
 
 def label_of(process: Process, place: int = 0) -> str:

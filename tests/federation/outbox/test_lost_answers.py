@@ -14,7 +14,7 @@ from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Put, Txn
 from node.host.config import RouteConfig
 from node.model.types import Process, State
-from tests.federation.routing.test_router import BOTH, Side, _age, deliver, three, wire
+from tests.federation.routing.support import BOTH, Side, _age, deliver, three, wire
 from tests.support.colonies import Colony, world
 
 

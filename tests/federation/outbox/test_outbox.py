@@ -21,7 +21,7 @@ from node.host.clock import Clock
 from node.model.codec import unpack
 from node.model.types import DAY, State
 from node.processes.service import Processes
-from tests.federation.outbox.test_revoke import Front, Sending
+from tests.federation.outbox.support import Front, Sending
 from tests.support.interleaved import Meddled
 from tests.support.parts import delivery_of, ledger_of
 

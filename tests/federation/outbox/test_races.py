@@ -29,7 +29,7 @@ from node.model.types import Log, Process, State
 from node.processes.service import Processes
 from node.store import keys
 from node.streams.logs import puts
-from tests.federation.routing.test_router import Side, Wire, deliver, three, wire
+from tests.federation.routing.support import Side, Wire, deliver, three, wire
 from tests.support.colonies import Colony, world
 from tests.support.interleaved import Meddled
 from tests.support.parts import follower_of

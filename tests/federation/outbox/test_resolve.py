@@ -32,10 +32,10 @@ from node.model.codec import pack
 from node.model.types import Conditions, FunctionSpec, Process, State
 from node.processes.service import Processes
 from node.store.work import processes as store_processes
-from tests.federation.service.test_two_colonies import Side, pair
 from tests.support.daemons import REPOSITORY, Daemon, until
 from tests.support.interleaved import Meddled
 from tests.support.parts import ledger_of
+from tests.support.sides import Side, pair
 
 Make = Callable[..., Daemon]
 pytestmark = pytest.mark.slow

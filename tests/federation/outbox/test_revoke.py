@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +18,25 @@ from colonyd.rpc import RpcError as CallError
 from federation.forward import machine
 from federation.forward.machine import Forward, ForwardState, ProcessAction
 from federation.forward.receipt import ReceiptRecord
-from federation.inbox.accept import Inbox
-from federation.outbox.outbox import Outbox, Reroute
-from federation.outbox.revoke import Revocation
-from federation.peers.registry import BLOCKED, TRUSTED, Peers
+from federation.outbox.outbox import Reroute
+from federation.peers.registry import BLOCKED, TRUSTED
 from federation.wire.envelope import Kind
 from federation.wire.messages import Poll
 from node.etcd.client import open_client
 from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Op, Put, Txn
-from node.host.clock import Clock
 from node.http.server import Response
-from node.model.codec import pack, unpack
+from node.model.codec import pack
 from node.model.ids import new_id
 from node.model.types import Conditions, FunctionSpec, Process, State
-from node.processes.extension import Addition
-from node.processes.queue import Candidate
-from node.processes.service import Processes
-from node.processes.spec import build_process
 from node.store import keys
-from tests.federation.inbox.test_server import WORKER, Closing, Lab, code, submission
-from tests.federation.membership.test_invitations import joined
+from tests.federation.inbox.support import WORKER, code
+from tests.federation.membership.support import joined
+from tests.federation.outbox.support import Front
 from tests.node.etcd.support import start_store
 from tests.support.colonies import world
 from tests.support.daemons import Daemon, until
-from tests.support.parts import inbox_of, ledger_of
-from tests.support.processes import assigning, workflows_of
+from tests.support.processes import workflows_of
 
 Make = Callable[..., Daemon]
 
@@ -75,95 +67,6 @@ def test_only_what_never_left_is_said_not_to_have_run(state: ForwardState, sent:
 
 
 # -- with a store ------------------------------------------------------------------------
-
-
-class Sending(Closing):
-    """Forwards and closes, as the service does."""
-
-    def __init__(self, inbox: Inbox, outbox: Outbox) -> None:
-        super().__init__(inbox)
-        self.outbox = outbox
-
-    def forwarding(self, process: Process) -> Addition:
-        """As `Attachment.forwarding`."""
-        return self.outbox.forwarding(process)
-
-    def cancelling(self, process: Process) -> Addition:
-        """As `Attachment.cancelling`."""
-        return self.outbox.cancelling(process)
-
-    def submitted(self, process: Process, revision: int = 0) -> None:
-        """As `Attachment.submitted`."""
-        self.outbox.touched(process)
-
-
-class Front(Lab):
-    """The colony `lab`, which also forwards, before and after a restart."""
-
-    def __init__(self, client: Any) -> None:
-        super().__init__(client)
-        self.start()
-
-    def start(self) -> None:
-        """Everything in memory is new; the keys of both colonies stay."""
-        self.peers = Peers(self.client, self.keys, self.context.signer)
-        self.processes = Processes(self.client, Clock(time.time_ns))
-        self.context = replace(self.context, peers=self.peers, processes=self.processes)
-        self.outbox = ledger_of(self.context)
-        self.inbox = inbox_of(self.context, self.outbox)
-        self.assigner = assigning(self.processes)
-        self.processes.attach(Sending(self.inbox, self.outbox))
-        self.revocation = Revocation(self.context, self.outbox)
-        self.serve()
-
-    async def restart(self) -> None:
-        self.start()
-        await self.peers.load()
-        await self.inbox.outcome_queue.load()
-        await self.outbox.load()
-
-    async def forward(self, state: str) -> str:
-        """A process of ours on its way to the peer, as far as `state`."""
-        spec = FunctionSpec(funcname="f", conditions=Conditions("field", executortype="t"))
-        process = build_process(
-            spec, processid=new_id(), initiatorid=self.key.id, initiatorname="me",
-            colonyname="lab", now=time.time_ns(), peer=self.other.id,
-        )  # fmt: skip
-        await self.processes.submit(process, b"")
-        pid = process.processid
-        await self.outbox.refresh(self.other.id)
-        entry = self.outbox.entries[pid]
-        if state != ForwardState.QUEUED:
-            await self.outbox.save(
-                entry, machine.sending(entry.forward, b"sealed", 1), entry.forward
-            )
-        if state in (ForwardState.ACCEPTED, ForwardState.CANCELLING):
-            effect = machine.received(entry.forward, "accepted", "9" * 64, b"receipt")
-            await self.outbox.apply(entry, effect, entry.forward)
-            await self.outbox.refresh(self.other.id)
-        if state == ForwardState.CANCELLING:
-            await self.processes.cancel("lab", pid)
-            await self.outbox.refresh(self.other.id)
-        assert self.outbox.entries[pid].forward.state == state
-        return pid
-
-    async def process(self, pid: str) -> Process:
-        loaded = await self.processes.load("lab", pid)
-        assert loaded is not None
-        return loaded[0]
-
-    async def record(self, pid: str) -> Forward:
-        found = await self.client.get(self.keys.proof(pid))
-        assert found is not None
-        return unpack(found.value, Forward)
-
-    async def accept(self, number: int) -> Response:
-        message = msgspec.structs.replace(submission(), pid=f"{number:064x}")
-        return await self.raw("submit", self.seal(Kind.SUBMIT, message))
-
-    async def taken(self) -> Process:
-        candidate = Candidate("lab", "t", "w", "", None, None)
-        return await self.assigner.assign(candidate, WORKER, 0)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from federation.wire.signer import Signer
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdUnavailable
 from node.model.types import Filesystem, Process, SyncDirMount
-from tests.federation.routing.test_router import BOTH, Side, Wire, three
+from tests.federation.routing.support import BOTH, Side, Wire, three
 from tests.support.parts import Led
 
 SECONDS = 60

@@ -23,7 +23,7 @@ from federation.wire.envelope import Kind
 from federation.wire.messages import MOST, Hello, Receipt, Submit, load
 from federation.wire.refusals import Proof
 from node.etcd.client import open_client
-from tests.federation.inbox.test_server import PID, SPEC, Lab
+from tests.federation.inbox.support import PID, SPEC, Lab
 from tests.node.etcd.support import start_store
 from tests.support.colonies import world
 from tests.support.parts import Led

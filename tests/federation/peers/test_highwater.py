@@ -13,7 +13,7 @@ from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
 from node.etcd.client import EtcdClient
 from node.model.types import SECOND
-from tests.federation.inbox.test_server import PID, Lab, code, submission
+from tests.federation.inbox.support import PID, Lab, code, submission
 
 DAY = 86_400
 NOW = 1_700_000_000

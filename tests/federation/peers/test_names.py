@@ -5,7 +5,6 @@ Peers here are colonies in one process; what they say of themselves are cards un
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,49 +17,13 @@ from colonyd.keys import PrivateKey
 from federation.peers.record import BLOCKED
 from federation.peers.registry import PENDING, TRUSTED, Peer
 from federation.routing.rules import RemoteColony, Route, _reached
-from federation.service.rpc import calls
 from federation.wire import cbor
 from federation.wire.card import Card, is_name, open_card, sign_card
-from federation.wire.envelope import MAX_LIFETIME, Kind, Rejected, seal
-from node.handlers.work.processes import submit_spec
-from node.model.types import FunctionSpec
-from node.rpc.calls import Caller
-from node.rpc.requests import Empty, SubmitProcess
-from tests.federation.peers.test_registry import peer, registry
-from tests.support.colonies import Colony, world
+from federation.wire.envelope import Kind, Rejected, seal
+from tests.federation.peers.support import asks, peer, registry, shows, view
+from tests.support.colonies import world
 
 NOW = 1_800_000_000
-
-
-async def shows(at: Colony, other: PrivateKey, name: str, *, trusted: bool = False) -> None:
-    """A colony shows `at` a card that is newer than all before, with a name."""
-    entry, now = at.fed.peers.get(other.id), int(time.time())
-    sequence = max(entry.peer.sequence if entry else 0, now) + 1
-    made = Card(
-        other.id, other.public_key, name, sequence, "f" * 64, ["there.example:50081"], [2],
-        now + MAX_LIFETIME - 1,
-    )  # fmt: skip
-    data = sign_card(other, made)
-    await at.fed.peers.learn(open_card(data, now), data, near=False)
-    if trusted:
-        await at.fed.peers.trust(other.id)
-
-
-async def asks(at: Colony, target: str) -> str:
-    """Submit as a member does; the id of the peer that it goes to. Raises RpcError."""
-    assert at.node is not None
-    spec = msgspec.convert(
-        {"funcname": "f", "conditions": {"colonyname": target, "executortype": "t"}}, FunctionSpec
-    )
-    caller = Caller(at.worker.executorid)
-    process = await submit_spec(at.node, caller, SubmitProcess(spec))
-    return (await at.process(process["processid"])).peer
-
-
-async def view(at: Colony, other: str) -> dict[str, object]:
-    rows = {row.payloadtype: row for row in calls(at.fed)}
-    found = await rows["getpeersmsg"].handler(Caller(at.key.id), Empty())
-    return next(each for each in found if each["id"] == other)
 
 
 async def test_the_name_as_trusted_stays(tmp_path: Path) -> None:

@@ -24,9 +24,8 @@ from federation.wire.messages import Introductions, dump, load
 from federation.wire.sizes import SIZES
 from node.model.types import FunctionSpec
 from node.rpc.calls import Caller
-from tests.federation.membership.test_gossip import NOW, card, gossip, said, trusted
-from tests.federation.peers.test_names import asks, shows, view
-from tests.federation.peers.test_registry import registry
+from tests.federation.membership.support import NOW, card, gossip, said, trusted
+from tests.federation.peers.support import asks, registry, shows, view
 from tests.support.colonies import Colony, world
 from tests.support.daemons import until
 

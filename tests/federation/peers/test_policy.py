@@ -46,7 +46,7 @@ from node.model.types import Conditions, FunctionSpec, State
 from node.processes.queue import Candidate
 from node.processes.service import Processes
 from node.processes.spec import build_process
-from tests.federation.inbox.test_server import SPEC, WORKER, Closing, Lab, code, submission
+from tests.federation.inbox.support import SPEC, WORKER, Closing, Lab, code, submission
 from tests.node.etcd.support import start_store
 
 # -- the rules ---------------------------------------------------------------------------

@@ -40,11 +40,10 @@ from node.model.codec import unpack
 from node.model.types import Conditions, FunctionSpec
 from node.processes.service import Processes
 from node.processes.spec import build_process
-from tests.federation.inbox.test_updates import take
-from tests.federation.membership.test_rotation import follows, friends
-from tests.federation.outbox.test_files import furnished, mounts, put
-from tests.federation.outbox.test_revoke import Front
-from tests.federation.peers.test_registry import KEY, card, registry
+from tests.federation.inbox.support import take
+from tests.federation.membership.support import follows, friends
+from tests.federation.outbox.support import Front, furnished, mounts, put
+from tests.federation.peers.support import KEY, card, registry
 from tests.support.colonies import Colony, world
 from tests.support.daemons import until
 from tests.support.interleaved import Meddled

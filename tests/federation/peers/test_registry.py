@@ -10,34 +10,12 @@ from colonyd.keys import PrivateKey
 from federation.peers.keys import Keys
 from federation.peers.registry import BLOCKED, PENDING, SEEN, TRUSTED, Peer, Peers, PeerState
 from federation.wire.address import is_near, split_address
-from federation.wire.card import Card
 from federation.wire.clock import SigningClock
 from federation.wire.signer import Signer
-from node.etcd.client import EtcdClient
 from node.model.codec import pack, unpack
+from tests.federation.peers.support import KEY, NoStore, card, peer, registry
 
-KEY = PrivateKey.generate()
 ME = KEY.id
-
-
-class NoStore(EtcdClient):
-    """Strangers must not reach the store: any call fails the test."""
-
-    def __init__(self) -> None:
-        """Connect to nothing."""
-
-
-def registry(*peers: Peer, key: PrivateKey = KEY) -> Peers:
-    known = {peer.id: PeerState(peer, 1) for peer in peers}
-    return Peers(NoStore(), Keys("home"), Signer(key, SigningClock()), known=known)
-
-
-def peer(letter: str, name: str, state: str = TRUSTED) -> Peer:
-    return Peer(letter * 64, state, name, b"key", 1)
-
-
-def card(key: PrivateKey, name: str = "lab", sequence: int = 1) -> Card:
-    return Card(key.id, key.public_key, name, sequence, "f" * 64, ["10.0.0.1:50081"], [2], 2**33)
 
 
 def test_a_peer_survives_the_store() -> None:

@@ -31,13 +31,12 @@ from federation.wire.messages import Collect, Dial, Dialled, Hello, Parcel, Parc
 from federation.wire.refusals import Refusal
 from federation.wire.signer import Signer
 from node.tasks.sync import WakeUps
-from tests.federation.dht.test_node import stays_open
-from tests.federation.membership.test_finder import wide
-from tests.federation.peers.test_registry import registry
-from tests.federation.service.test_two_colonies import Side
+from tests.federation.peers.support import registry
 from tests.support.daemons import Daemon, free_port, until
 from tests.support.lying_servers import LyingColony, Said, knows
 from tests.support.parts import Led
+from tests.support.sides import Side
+from tests.support.wide import reach_of, stays_open, verdict, wide
 
 Make = Callable[..., Daemon]
 HERE = Network(("192.168.1.7",), ("192.168.1.7",), ("192.168.1.0/24",), (), (("eth0", 2),), False)
@@ -213,12 +212,12 @@ async def test_which_answers_tell_of_the_outside(
     counts: bool,
 ) -> None:
     """A success and a failure count alike: not of our own network, nor of an address inside."""
-    for says, verdict in ((True, Verdict.REACHABLE), (False, Verdict.UNREACHABLE)):
+    for says, concluded in ((True, Verdict.REACHABLE), (False, Verdict.UNREACHABLE)):
         asker = Asker(voice | {"says": says}, private=private)
         await asker.round()
         await trio.sleep(61)
         await asker.round()
-        assert asker.verdict() is (verdict if counts else Verdict.UNKNOWN), says
+        assert asker.verdict() is (concluded if counts else Verdict.UNKNOWN), says
 
 
 async def test_an_address_that_no_card_may_have_is_not_believed(
@@ -349,20 +348,6 @@ async def post(daemon: Daemon, body: bytes, host: str = "127.0.0.1") -> httpx.Re
 
 async def _silent(stream: trio.SocketStream) -> None:
     await trio.sleep(60)
-
-
-async def reach_of(side: Side) -> Any:
-    return (await side.call("getnodestatusmsg"))["reach"]
-
-
-async def verdict(side: Side, wanted: str, seconds: float = 60) -> Any:
-    """The status, once the verdict is this."""
-
-    async def found() -> Any:
-        told = await reach_of(side)
-        return told if told["verdict"] == wanted else None
-
-    return await until(seconds, found)
 
 
 @pytest.mark.slow

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
 
-from tests.federation.service.test_two_colonies import Side
 from tests.support.daemons import until
-from tests.support.netns import require
+from tests.support.netns import require, sides
 from tests.support.routers import Host, Router, internet
+from tests.support.sides import Side
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("libtorrent", reason="the extra colonyd[global] is not installed")
@@ -33,13 +33,8 @@ class Internet:
     @asynccontextmanager
     async def sides(self) -> AsyncIterator[dict[str, Side]]:
         """Open a way into each host."""
-        async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
-            sides = {}
-            for name, host in self.hosts.items():
-                url = await nursery.start(host.door)
-                sides[name] = Side(host, await stack.enter_async_context(host.visitor(url)))
-            yield sides
-            nursery.cancel_scope.cancel()
+        async with sides(self.hosts.values()) as found:
+            yield dict(zip(self.hosts, found, strict=True))
 
 
 @pytest.fixture(scope="module")

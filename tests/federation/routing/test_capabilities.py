@@ -32,7 +32,7 @@ from node.members.service import Members
 from node.model.types import SECOND, Colony, Executor, ExecutorState, Function, Waiting
 from node.processes.queue import Candidate, Queue, QueueEntry
 from node.store.directory import Directory
-from tests.federation.inbox.test_server import Lab, code
+from tests.federation.inbox.support import Lab, code
 from tests.node.etcd.support import start_store
 from tests.support.parts import portrait_of
 

@@ -16,8 +16,8 @@ import trio
 
 from colonyd.keys import PrivateKey
 from colonyd.rpc import RpcError
-from tests.federation.service.test_two_colonies import Side
 from tests.support.daemons import REPOSITORY, Daemon, until
+from tests.support.sides import Side
 
 ROUTES = """
 [[routes]]

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import trio
 
-from tests.federation.service.test_two_colonies import Side
 from tests.support.daemons import until
 from tests.support.faketime_daemons import ClockedDaemon, require_faketime
+from tests.support.sides import Side
 
 AHEAD = 700  # seconds: more than a message may be from the future, and than most are valid
 

@@ -9,8 +9,8 @@ import pytest
 import trio
 
 from colonyd.rpc import encode
-from tests.federation.service.test_two_colonies import Side, pair
 from tests.support.daemons import Daemon, seeded_dice
+from tests.support.sides import Side, pair
 
 Make = Callable[..., Daemon]
 

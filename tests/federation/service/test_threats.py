@@ -41,8 +41,8 @@ from node.etcd.client import open_client
 from node.http.server import Request
 from node.model.codec import unpack
 from node.model.types import State
-from tests.federation.inbox.test_server import Lab, code, submission
-from tests.federation.membership.test_rotation import follows, friends, post
+from tests.federation.inbox.support import Lab, code, submission
+from tests.federation.membership.support import follows, friends, post
 from tests.node.etcd.support import start_store
 from tests.support.colonies import FINGERPRINT, Colony, world
 from tests.support.daemons import Daemon, until

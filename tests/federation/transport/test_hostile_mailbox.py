@@ -23,7 +23,7 @@ from federation.peers.policy import Policy
 from federation.peers.registry import PENDING, TRUSTED, Peer, PeerState
 from federation.transport.connection import PeerConnection, PeerResponse
 from federation.transport.errors import Lost
-from federation.transport.mailbox import pass_on
+from federation.transport.ways import pass_on
 from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind, inspect
 from federation.wire.messages import Cancel, Pass, Passed, SignedRefusal, Submit, load
@@ -33,7 +33,7 @@ from node.etcd.client import EtcdClient
 from node.http.server import Request
 from node.model.codec import pack
 from node.model.types import Process, State
-from tests.federation.routing.test_router import BOTH, Side, three
+from tests.federation.routing.support import BOTH, Side, three
 from tests.support.daemons import until
 from tests.support.parts import Led
 

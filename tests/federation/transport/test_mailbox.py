@@ -21,7 +21,7 @@ from federation.wire.signer import Signer
 from node.host.config import ConfigError, load_config
 from node.http.server import Request
 from node.model.types import State
-from tests.federation.peers.test_registry import registry
+from tests.federation.peers.support import registry
 from tests.support.colonies import Colony, world
 from tests.support.daemons import until
 

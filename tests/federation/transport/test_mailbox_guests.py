@@ -17,14 +17,15 @@ from federation.peers.registry import TRUSTED, Peer, Peers, PeerState
 from federation.service.server import Server
 from federation.transport.dial import fetch_card, fetch_cards
 from federation.transport.errors import Unsent
-from federation.transport.mailbox import Mailbox, MailboxTerms
+from federation.transport.mailbox import Mailbox
+from federation.transport.polling import MailboxTerms
 from federation.wire.card import Card, sign_card
 from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind, VerifiedMessage, inspect
 from federation.wire.messages import Collect, Parcel, Parcels, Pass, Passed, Reply, dump, load
 from federation.wire.signer import Signer
 from node.http.server import Request, Response
-from tests.federation.peers.test_registry import registry
+from tests.federation.peers.support import registry
 from tests.support.lying_servers import LyingColony, Said
 
 SUBMIT, JOIN = "/v2/submit", "/v1/join"

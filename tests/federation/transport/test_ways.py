@@ -17,13 +17,15 @@ from federation.peers.context import Context
 from federation.peers.registry import PENDING, TRUSTED, Peer, Peers, PeerState
 from federation.transport.connection import Carrier, PeerConnection, PeerResponse
 from federation.transport.errors import RemoteRefusal, TransportError, Unsent
-from federation.transport.mailbox import Mailbox, MailboxPoller, Reachability
+from federation.transport.mailbox import Mailbox
+from federation.transport.polling import MailboxPoller
+from federation.transport.ways import MailboxWays
 from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind, VerifiedMessage
 from federation.wire.messages import Collect, Heard, Parcel, Parcels, Passed, dump
 from federation.wire.signer import Signer
 from node.http.server import Request, Response
-from tests.federation.peers.test_registry import registry
+from tests.federation.peers.support import registry
 from tests.support.parts import Led
 
 NOW = SigningClock()
@@ -37,10 +39,10 @@ class Way(Led):
         self.all, self.entry = ways, entry
 
     def around(self) -> Carrier | None:
-        return self.all.reachability.around(self.entry)
+        return self.all.mailbox_ways.around(self.entry)
 
     def misled(self, mailbox: str) -> None:
-        self.all.reachability.misled(mailbox, self.entry)
+        self.all.mailbox_ways.misled(mailbox, self.entry)
 
 
 class Ways:
@@ -66,7 +68,7 @@ class Ways:
         context = Context("ant", signer, nothing, nothing, self.peers, nothing, random.Random(1))
         self.connections: dict[str, PeerConnection] = {}
         self.sought: list[str] = []
-        self.reachability = Reachability(
+        self.mailbox_ways = MailboxWays(
             context,
             Mailbox(signer, self.peers, lambda peerid: None),
             self.connections,
@@ -172,10 +174,10 @@ async def test_nothing_is_left_with_colonies_that_are_not_trusted_while_global_i
     for wide in (True, False):
         ways = Ways((1,), (), states="tp", wide=wide)
         entry = ways.peers.known[ways.keys[0].id]
-        assert (ways.reachability.through(entry) is not None) == wide
-        assert bool(list(ways.reachability.borrowed())) == wide
+        assert (ways.mailbox_ways.through(entry) is not None) == wide
+        assert bool(list(ways.mailbox_ways.borrowed())) == wide
     ways = Ways((1,), (), wide=False)
-    assert ways.reachability.through(ways.peers.known[ways.keys[0].id]) is not None
+    assert ways.mailbox_ways.through(ways.peers.known[ways.keys[0].id]) is not None
 
 
 async def test_a_mailbox_that_answers_polls_at_once_does_not_keep_its_client_busy(
@@ -246,8 +248,8 @@ async def test_a_sender_does_not_stay_with_one_mailbox(
     ways, used = Ways((1, 2, 3), (), (), ()), list[str]()
     entry = ways.peers.known[ways.keys[0].id]
     for _ in range(60):
-        carrier = cast("functools.partial[Any]", ways.reachability.through(entry))
-        again = cast("functools.partial[Any]", ways.reachability.through(entry))
+        carrier = cast("functools.partial[Any]", ways.mailbox_ways.through(entry))
+        again = cast("functools.partial[Any]", ways.mailbox_ways.through(entry))
         assert carrier.args[1] == again.args[1]
         used.append(carrier.args[1])
         await trio.sleep(601)

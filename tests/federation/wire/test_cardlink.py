@@ -15,7 +15,7 @@ from federation.wire.cardlink import SCHEME, LinkError, read_link, write_link
 from federation.wire.compact import write_code
 from federation.wire.envelope import MAX_LIFETIME, Kind, Rejected, seal
 from federation.wire.invitation import Token, write_token
-from tests.federation.membership.test_invitations import addresses
+from tests.federation.membership.support import addresses
 
 NOW = 1_800_000_000
 KEY = PrivateKey.generate()

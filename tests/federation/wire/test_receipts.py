@@ -15,7 +15,7 @@ from federation.wire.envelope import Kind, inspect, seal
 from federation.wire.signer import cti_of
 from node.etcd.client import EtcdClient
 from node.model.types import Process, State
-from tests.federation.routing.test_router import BOTH, Side, Wire, deliver, three
+from tests.federation.routing.support import BOTH, Side, Wire, deliver, three
 from tests.support.parts import Led
 
 

@@ -48,7 +48,7 @@ from federation.wire.signer import Signer
 from federation.wire.sizes import ANSWERS, QUICK, SIZES
 from node.model.json import MAX_DEPTH, depth_of
 from node.model.types import Executor, ExecutorState, Function, State
-from tests.federation.membership.test_rotation import friends
+from tests.federation.membership.support import friends
 from tests.support.colonies import world
 from tests.support.daemons import Daemon, until
 from tests.support.lying_servers import LyingColony, Said, knows, peak

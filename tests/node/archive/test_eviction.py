@@ -9,7 +9,7 @@ import trio
 
 from node.archive.chain import records, verify
 from node.host.config import AUTO, HistoryConfig, Keep
-from tests.node.archive.test_history import Place, place
+from tests.node.archive.support import Place, place
 from tests.support.processes import retention as retention_of
 
 pytestmark = pytest.mark.slow

@@ -7,48 +7,31 @@ import gzip
 import json
 import os
 import resource
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from click.testing import CliRunner, Result
 
-from cli.main import main
 from colonyd.keys import PrivateKey
 from colonyd.rpc import RpcError
 from node.archive.chain import Chain, ChainHead, files, records, verify
 from node.archive.retention import Retention
 from node.etcd.client import EtcdClient, TxnResult, open_client
 from node.etcd.txn import Txn
-from node.host.clock import Clock
 from node.host.config import AUTO, ConfigError, HistoryConfig, Keep, load_config
 from node.model.ids import new_id
 from node.model.types import (
-    Colony,
-    Executor,
-    ExecutorState,
     FunctionSpec,
-    Log,
     Process,
     State,
-    User,
 )
-from node.processes.spec import build_process
-from node.runtime.node import Node
 from node.store import keys
-from node.store.work import processes as store
-from node.streams.logs import write
-from tests.node.etcd.support import Store, start_store
+from tests.node.archive.support import JANUARY, MONTH, _assign, colony, hire, place
 from tests.support.daemons import Daemon, seeded_dice, until
 from tests.support.processes import retention as retention_of
-
-JANUARY = 1_767_225_600 * 10**9  # 2026-01-01 in Unix ns
-MONTH = 31 * 86_400 * 10**9
 
 
 def entry(name: str) -> dict[str, Any]:
@@ -215,81 +198,6 @@ class Mortal(EtcdClient):
         return result
 
 
-class Place:
-    """A colony in a store, without a daemon: `days` moves its clock."""
-
-    def __init__(self, client: EtcdClient) -> None:
-        self.client = client
-        self.owner, self.user = PrivateKey.generate(), PrivateKey.generate()
-        self.executor = Executor(new_id(), "cli", "worker", "dev", state=ExecutorState.APPROVED)
-        self.days = 0.0
-        self.node = self.another(client)
-
-    def now(self) -> int:
-        return time.time_ns() + int(self.days * 86_400e9)
-
-    def another(self, client: EtcdClient) -> Node:
-        node = Node.build(client, "dev", Clock(self.now), identity="home")
-        return node
-
-    async def adopt(self, node: Node) -> Node:
-        await node.members.adopt(
-            Colony(self.owner.id, "dev"), User("dev", self.user.id, "u"), self.executor, new_id()
-        )
-        items, _ = await self.client.range_all(keys.MEMBERS)
-        node.directory.replace([(i.key, i.value, i.mod_revision) for i in items])
-        return node
-
-    async def closed(self, output: str, state: State = State.SUCCESSFUL) -> Process:
-        """A process that went its whole way."""
-        spec = FunctionSpec(funcname="f", env={"k": "v"}, maxexectime=10)
-        spec.conditions.executortype = "cli"
-        process = build_process(
-            spec,
-            processid=new_id(),
-            initiatorid=self.user.id,
-            initiatorname="u",
-            colonyname="dev",
-            now=self.now(),
-            peer="",
-        )
-        processes = self.node.processes
-        await processes.submit(process, b"signed bytes")
-        given = await processes.change(
-            "dev",
-            process.processid,
-            lambda it, revision: _assign(it, revision, self.executor, self.now()),
-        )
-        return await processes.close(
-            "dev", given.processid, self.executor.executorid, state, output=[output]
-        )
-
-    async def log(self, processid: str, message: str) -> None:
-        line = Log(processid, "dev", "worker", message, self.node.clock.tick())
-        await write(self.client, line)
-
-    async def keys(self) -> list[str]:
-        """All keys of processes and logs, without what stays."""
-        items, _ = await self.client.range_all(keys.ROOT)
-        kept = ("member/", "server", "history/")
-        return [i.key for i in items if not i.key.removeprefix(keys.ROOT).startswith(kept)]
-
-
-def _assign(it: Process, revision: int, executor: Executor, now: int) -> Any:
-    return store.assign(it, revision, executor, now)
-
-
-@asynccontextmanager
-async def place(tmp_path: Path) -> AsyncIterator[tuple[Place, Store]]:
-    async with trio.open_nursery() as nursery:
-        etcd = await start_store(nursery, tmp_path / "etcd")
-        async with open_client(etcd.target) as client:
-            here = Place(client)
-            await here.adopt(here.node)
-            yield here, etcd
-        nursery.cancel_scope.cancel()
-
-
 async def sweep(retention: Retention) -> int:
     """Move what is past its time, as the daemon does now and then."""
     return await retention.sweep(retention.processes.clock.now() - retention.config.keep * 10**9)
@@ -447,13 +355,6 @@ async def test_what_federation_still_needs_stays(tmp_path: Path) -> None:
 # -- the daemon and the command --------------------------------------------------------------
 
 
-def colony(daemon: Daemon, *args: str, code: int = 0) -> Result:
-    command = ["--home", str(daemon.home), "--server", f"127.0.0.1:{daemon.port}", *args]
-    result = CliRunner().invoke(main, command, catch_exceptions=False)
-    assert result.exit_code == code, f"{args}: {result.output}"
-    return result
-
-
 @pytest.mark.slow
 async def test_a_daemon_and_the_command(make_daemon: Callable[..., Daemon]) -> None:
     environ = {"COLONYD_FEDERATION__ENABLED": "false", "COLONYD_HISTORY__KEEP": "2"}
@@ -585,15 +486,6 @@ async def cycle(client: Any, user: PrivateKey, worker: PrivateKey, **spec: Any) 
     await client.call("closesuccessfulmsg", {**fields, "out": [1.5]}, worker)
     closed: dict[str, Any] = await client.call("getprocessmsg", fields, user)
     return closed
-
-
-async def hire(client: Any, owner: PrivateKey, colonyname: str = "dev") -> PrivateKey:
-    worker = PrivateKey.generate()
-    member = {"executorname": "w", "executorid": worker.id, "executortype": "cli"}
-    member["colonyname"] = colonyname
-    await client.call("addexecutormsg", {"executor": member}, owner)
-    await client.call("approveexecutormsg", member, owner)
-    return worker
 
 
 @pytest.mark.slow

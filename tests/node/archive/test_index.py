@@ -10,7 +10,7 @@ import pytest
 
 from node.archive.chain import Chain, ChainHead, files
 from node.archive.index import PLACE, HistoryIndex
-from tests.node.archive.test_history import JANUARY, MONTH
+from tests.node.archive.support import JANUARY, MONTH
 
 BATCH = 7
 

@@ -15,7 +15,7 @@ import trio
 from node.archive.chain import Chain, ChainHead, drop, dropped, files, place, records, verify
 from node.archive.index import PLACE, HistoryIndex
 from node.archive.space import largest, make_room
-from tests.node.archive.test_history import JANUARY, MONTH, colony
+from tests.node.archive.support import JANUARY, MONTH, colony
 from tests.support.daemons import Daemon, until
 
 

@@ -34,7 +34,7 @@ from node.model.types import Closed, FunctionSpec, State
 from node.processes.spec import build_process
 from node.store import keys
 from node.store.work.submissions import shrink
-from tests.node.archive.test_history import hire
+from tests.node.archive.support import hire
 from tests.support.daemons import Daemon, until
 
 COUNT = int(os.environ.get("COLONYD_TEST_PROCESSES", "6000"))

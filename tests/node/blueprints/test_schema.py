@@ -17,6 +17,7 @@ from node.blueprints.schema import (
     check_schema,
     conform,
 )
+from tests.node.blueprints.support import nested
 
 NAMES = st.sampled_from(["a", "b", "$ref", "d e"])
 SCALARS = st.none() | st.booleans() | st.integers(-2, 2) | st.sampled_from([0.5, 1.0, "", "x"])
@@ -242,18 +243,6 @@ def test_limits_of_one_value(limits: dict[str, Any], right: list[Any], wrong: li
 def test_a_schema_of_an_older_release_is_refused_when_it_is_met() -> None:
     with pytest.raises(SchemaError, match=r"schema of its kind\)\.pattern: is not supported"):
         conform({"a": 1}, {"pattern": "a"}, "spec")
-
-
-def nested(keyword: str, levels: int) -> dict[str, Any]:
-    """Return a schema whose cost is multiplied at each of its levels."""
-    schema: dict[str, Any] = {"properties": {"a": {}}}
-    left, number = "unevaluatedProperties", {"type": "integer"}
-    for _ in range(levels):
-        if keyword == "unevaluatedItems":
-            schema = {"allOf": [schema], "unevaluatedItems": number}
-        else:
-            schema = {keyword: schema if keyword == "if" else [schema], left: number}
-    return schema
 
 
 @pytest.mark.parametrize("keyword", ["allOf", "anyOf", "if", "unevaluatedItems"])

@@ -23,8 +23,8 @@ from node.store import keys
 from node.store.blueprints import Blueprint, Metadata
 from node.store.directory import Directory
 from node.timers.trigger import may_start
-from tests.node.blueprints.test_schema import nested
-from tests.sdk.test_pycolonies import COLONY, Party, field, plain
+from tests.node.blueprints.support import nested
+from tests.sdk.support import COLONY, Party, field, plain
 from tests.support.daemons import Daemon
 
 JSON = st.recursive(

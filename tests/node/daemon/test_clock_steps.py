@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.node.workflows.test_service import Party, party, spec
+from tests.node.workflows.support import Party, party, spec
 from tests.support.daemons import until
 from tests.support.faketime_daemons import ClockedDaemon, require_faketime
 

@@ -10,8 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,75 +26,18 @@ from cryptography.x509.oid import NameOID
 from colonyd.keys import PrivateKey
 from colonyd.rpc import RpcClient, RpcError, Unreachable, encode
 from node.etcd.client import EtcdClient, open_client
-from node.etcd.errors import EtcdDenied, EtcdError, EtcdUnavailable
+from node.etcd.errors import EtcdDenied, EtcdUnavailable
 from node.etcd.generated import pb
 from node.etcd.transport.dial import Access, tls_context
 from node.model.types import SECOND
 from node.store import crons
-from tests.node.timers.test_clients import seconds_of
-from tests.support.daemons import REPOSITORY, Daemon, free_port, until
+from tests.node.timers.support import seconds_of
+from tests.support.cluster import Member, members, serving
+from tests.support.daemons import REPOSITORY, Daemon, until
 
 pytestmark = pytest.mark.slow
 ALONE = {"COLONYD_FEDERATION__ENABLED": "false"}
 Make = Callable[..., Daemon]
-
-
-class Member:
-    """One etcd of a cluster, to be killed by the test."""
-
-    def __init__(self, place: Path, name: str) -> None:
-        self.place, self.name = place / name, name
-        self.client, self.peer = free_port(), free_port()
-        self.endpoint = f"127.0.0.1:{self.client}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self, cluster: str, *more: str, scheme: str = "http") -> None:
-        url, peer = f"{scheme}://{self.endpoint}", f"http://127.0.0.1:{self.peer}"
-        self.process = subprocess.Popen(
-            [
-                "etcd", f"--name={self.name}", f"--data-dir={self.place}",
-                f"--listen-client-urls={url}", f"--advertise-client-urls={url}",
-                f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}",
-                f"--initial-cluster={cluster}", "--logger=zap", "--log-level=error",
-                "--heartbeat-interval=200", "--election-timeout=2000", *more,
-            ],
-            env={"PATH": os.environ["PATH"]},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-
-    def signal(self, number: int) -> None:
-        assert self.process is not None
-        self.process.send_signal(number)
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait(20)
-
-
-@contextmanager
-def members(place: Path, count: int, *more: str, scheme: str = "http") -> Iterator[list[Member]]:
-    made = [Member(place, f"m{number}") for number in range(count)]
-    cluster = ",".join(f"{m.name}=http://127.0.0.1:{m.peer}" for m in made)
-    try:
-        for member in made:
-            member.start(cluster, *more, scheme=scheme)
-        yield made
-    finally:
-        for member in made:
-            member.stop()
-
-
-async def serving(client: EtcdClient) -> None:
-    async def asked() -> bool:
-        try:
-            await client.get("x")
-        except EtcdError:
-            return False
-        return True
-
-    await until(90, asked)
 
 
 # -- the client ------------------------------------------------------------------------------

@@ -28,9 +28,10 @@ from node.etcd.pressure import Need
 from node.etcd.transport.dial import Access
 from node.etcdserver.preflight import environment
 from node.etcdserver.supervisor import command
-from tests.federation.service.test_two_colonies import Side
-from tests.node.daemon.test_cluster import members, serving
+from tests.node.daemon.support import doctor
+from tests.support.cluster import members, serving
 from tests.support.daemons import Daemon, until
+from tests.support.sides import Side
 
 Make = Callable[..., Daemon]
 QUOTA = 16 * 2**20
@@ -114,13 +115,6 @@ async def write_on(target: str) -> None:
     async with open_client(target, timeout=5) as client:
         for number in range(1000):
             await client.put(f"/elsewhere/{number % 8}", bytes(1_000_000))
-
-
-def doctor(daemon: Daemon) -> dict[str, dict[str, Any]]:
-    """The findings of `colony doctor`, by name."""
-    where = ["--home", str(daemon.home), "--server", f"127.0.0.1:{daemon.port}"]
-    result = CliRunner().invoke(main, [*where, "doctor", "--json"])
-    return {check["name"]: check for check in json.loads(result.stdout)["checks"]}
 
 
 def status(daemon: Daemon) -> str:

@@ -30,9 +30,9 @@ from node.rpc.calls import Call, Caller, Who
 from node.rpc.dispatch import Table
 from node.store import keys
 from node.store.directory import Directory
-from tests.federation.inbox.test_server import PID, Lab, code, submission
-from tests.federation.inbox.test_server import lab as lab
-from tests.node.timers.test_crons import cron
+from tests.federation.inbox.support import PID, Lab, code, submission
+from tests.federation.inbox.support import lab as lab
+from tests.node.timers.support import cron
 from tests.support.clocked import World, workflow, world
 from tests.support.colonies import world as colonies
 

@@ -16,8 +16,8 @@ import trio
 from node.etcd.client import open_client
 from node.etcd.transport.dial import Access
 from node.store import keys
-from tests.node.daemon.test_cluster import members, serving
 from tests.node.etcd.support import start_store
+from tests.support.cluster import members, serving
 from tests.support.daemons import REPOSITORY, Daemon
 
 pytestmark = pytest.mark.slow

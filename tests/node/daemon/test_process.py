@@ -21,10 +21,10 @@ from colonyd.keys import PrivateKey, sign_payload
 from colonyd.rpc import RpcClient, RpcError, encode
 from node.etcd.client import open_client
 from node.store.replay import FLOOR, SPAN, number, span
+from tests.node.daemon.support import ALONE, SPEC
 from tests.support.daemons import REPOSITORY, Daemon, until
 
 Make = Callable[..., Daemon]
-ALONE = {"COLONYD_FEDERATION__ENABLED": "false"}
 
 
 def envelope(daemon: Daemon, payload: bytes, payloadtype: str, key: PrivateKey) -> dict[str, str]:
@@ -37,9 +37,6 @@ def post(daemon: Daemon, body: bytes) -> tuple[int, Any]:
     answer = httpx.post(f"http://127.0.0.1:{daemon.port}/api", content=body, timeout=20)
     reply = answer.json()
     return answer.status_code, json.loads(base64.b64decode(reply["payload"]))
-
-
-SPEC = {"funcname": "f", "conditions": {"colonyname": "dev", "executortype": "cli"}}
 
 
 @pytest.mark.parametrize(

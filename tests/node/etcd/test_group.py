@@ -34,9 +34,9 @@ from node.etcd.txn import (
     Put,
     Txn,
 )
-from tests.node.daemon.test_cluster import members, serving
 from tests.node.etcd.support import Store, start_store
 from tests.simulation.store import MemoryStore
+from tests.support.cluster import members, serving
 
 KEYS = [f"/k/{number}" for number in range(5)]
 SOME = st.sampled_from(KEYS)

@@ -18,8 +18,8 @@ from node.etcd.client import EtcdClient, open_client
 from node.etcd.errors import EtcdDenied, EtcdUnavailable
 from node.etcd.transport.dial import Access
 from node.etcd.watch import WatchBatch, watch
-from tests.node.daemon.test_cluster import members, serving
 from tests.node.etcd.support import Store, start_store
+from tests.support.cluster import members, serving
 
 
 async def give_up_at_once(client: EtcdClient) -> None:

@@ -25,9 +25,9 @@ from colonyd.keys import PrivateKey, sign_payload
 from colonyd.rpc import RpcError
 from node.http.server import Limits, Request, Response
 from node.http.slots import source_of
-from tests.node.http.test_pubsub import Raw
 from tests.support.daemons import Daemon
 from tests.support.http_edge import GET, Client, post, serving
+from tests.support.raw import Raw
 
 UPGRADE = (
     b"GET /pubsub HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"

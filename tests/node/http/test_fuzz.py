@@ -7,12 +7,10 @@
 from __future__ import annotations
 
 import base64
-import http.client
 import json
 import os
 import random
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -22,6 +20,7 @@ from hypothesis import strategies as st
 from cli.ops.rpc import all_calls
 from colonyd.keys import PrivateKey
 from colonyd.rpc import decode, encode
+from tests.node.http.support import Edge
 from tests.support.daemons import Daemon
 from tests.support.fuzz_inputs import Known, bodies, poisonous
 from tests.support.upstream import problem, reply_of
@@ -51,39 +50,6 @@ def resident(pid: int) -> int:
         if line.startswith("VmRSS:"):
             return int(line.split()[1])
     raise AssertionError("no VmRSS")
-
-
-class Edge:
-    """A connection that is opened again when the daemon, rightly, closes it."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.statuses: Counter[int] = Counter()
-        self._http: http.client.HTTPConnection | None = None
-
-    def close(self) -> None:
-        """Close the connection."""
-        if self._http is not None:
-            self._http.close()
-
-    def post(self, body: bytes) -> tuple[int, bytes]:
-        """Post a body: status and answer."""
-        for attempt in (1, 2):
-            if self._http is None:
-                self._http = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-            try:
-                self._http.request("POST", "/api", body)
-                answer = self._http.getresponse()
-                data = answer.read()
-            except (OSError, http.client.HTTPException):
-                self._http.close()
-                self._http = None
-                if attempt == 2:
-                    raise
-                continue
-            self.statuses[answer.status] += 1
-            return answer.status, data
-        raise AssertionError("unreachable")
 
 
 @pytest.mark.slow

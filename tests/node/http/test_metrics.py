@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 from typing import Any, cast
 
-import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,29 +18,8 @@ from node.http.message import Request
 from node.model.histogram import OTHERS, Histogram, Histograms
 from node.rpc.dispatch import Table
 from node.runtime.node import Node
+from tests.node.http.support import parse, scrape
 from tests.support.daemons import Daemon, until
-
-SAMPLE = re.compile(r'([a-z_]+)(?:\{((?:[a-z]+="(?:[^"\\\n]|\\["\\n])*",?)+)\})? (-?[0-9.e+-]+)\Z')
-LABEL = re.compile(r'([a-z]+)="((?:[^"\\\n]|\\["\\n])*)"')
-ESCAPES = {"\\n": "\n", '\\"': '"', "\\\\": "\\"}
-
-
-def parse(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """The samples of the text format, every line of which must be right."""
-    samples = {}
-    assert text.endswith("\n")
-    for line in text[:-1].split("\n"):
-        if line.startswith(("# HELP ", "# TYPE ")):
-            continue
-        match = SAMPLE.match(line)
-        assert match, line
-        labels = frozenset(
-            (name, re.sub(r"\\.", lambda found: ESCAPES[found[0]], told))
-            for name, told in LABEL.findall(match[2] or "")
-        )
-        assert (match[1], labels) not in samples, line
-        samples[match[1], labels] = float(match[3])
-    return samples
 
 
 @given(
@@ -131,10 +108,6 @@ async def test_a_store_that_is_away_is_told(tmp_path: Path) -> None:
     samples = parse(answer.body.decode())
     assert samples["colonyd_store_up", frozenset()] == 0
     assert ("colonyd_store_revision", frozenset()) not in samples
-
-
-def scrape(daemon: Daemon, **headers: str) -> httpx.Response:
-    return httpx.get(f"http://127.0.0.1:{daemon.port}/metrics", headers=headers, timeout=10)
 
 
 @pytest.mark.slow

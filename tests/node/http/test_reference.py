@@ -14,6 +14,7 @@ from federation.service.rpc import calls as federation_calls
 from node.daemon import pubsub
 from node.daemon.reference import NOT_CALLED, describe, fields_of, markdown, objects
 from node.rpc.calls import Call, Caller, Who
+from tests.node.http.support import OVER_SOCKET
 from tests.support.daemons import REPOSITORY
 
 # Every payload type of upstream that is called over POST /api.
@@ -41,7 +42,6 @@ POSTED = frozenset(
     reconcileblueprintmsg getblueprinthistorymsg
     """.split()  # noqa: SIM905
 )
-OVER_SOCKET = frozenset({"subscribeprocessmsg", "subscribeprocessesmsg", "subscribechannelmsg"})
 # Declared by upstream, never callable: types of replies, and calls without a handler.
 REPLIES = frozenset({"pausestatusreplymsg", "error"})
 WITHOUT_HANDLER = frozenset({"getnodemsg", "getnodesmsg", "getnodesbylocationmsg"})

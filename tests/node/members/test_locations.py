@@ -19,7 +19,7 @@ from node.store.work import logs as store
 from node.streams import logs as logs
 from node.streams.logs import search, write
 from tests.node.etcd.support import start_store
-from tests.sdk.test_pycolonies import COLONY, Party
+from tests.sdk.support import COLONY, Party
 from tests.support.daemons import Daemon
 
 

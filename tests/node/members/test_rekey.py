@@ -36,7 +36,7 @@ from node.store.crons import Cron
 from node.store.generators import Generator
 from node.timers.trigger import may_start
 from tests.node.etcd.support import start_store
-from tests.sdk.test_pycolonies import COLONY, Party
+from tests.sdk.support import COLONY, Party
 from tests.support.clocked import workflow
 from tests.support.daemons import Daemon, until
 from tests.support.pairs import two_daemons

@@ -19,9 +19,9 @@ import trio
 
 from colonyd.keys import PrivateKey
 from colonyd.rpc import RpcError, decode, encode
-from tests.federation.service.test_two_colonies import Side
 from tests.support.daemons import until
 from tests.support.netns import House, enter, require, town
+from tests.support.sides import Side
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from node.model.types import Conditions, FunctionSpec, Running, Waiting
 from node.processes.deadlines import expire
 from node.processes.queue import QueueEntry
 from node.processes.spec import build_process
-from tests.node.workflows.test_service import Party, kill_at, party, patient, post
+from tests.node.workflows.support import Party, kill_at, party, patient, post
 from tests.support.clocked import ANN, World, world
 from tests.support.daemons import Daemon, seeded_dice, until
 

@@ -19,8 +19,8 @@ from node.processes.deadlines import expire
 from node.processes.queue import Candidate
 from node.runtime.node import Node
 from node.streams.subscriptions import SubscriptionFilter
-from tests.node.processes.test_assignment_races import ADA, BOB, Scene
-from tests.node.streams.test_remote_changes import fed
+from tests.node.processes.support import ADA, BOB, Scene
+from tests.node.streams.support import fed
 from tests.support.daemons import until
 from tests.support.processes import make
 

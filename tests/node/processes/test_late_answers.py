@@ -27,7 +27,7 @@ from node.runtime.feeds import follow, take_in
 from node.runtime.node import Node
 from node.store import keys
 from node.store.directory import Directory
-from tests.node.processes.test_assignment_races import ADA, CANDIDATE
+from tests.node.processes.support import ADA, CANDIDATE
 from tests.support.daemons import until
 from tests.support.interleaved import Meddled
 from tests.support.processes import enlist, make

@@ -11,10 +11,10 @@ from node.etcd.client import EtcdClient
 from node.model.types import Process, State
 from node.processes.assignment import Assigner, PendingAssignment
 from node.processes.deadlines import expire
-from tests.federation.service.test_two_colonies import Side
-from tests.node.daemon.test_full_store import doctor
-from tests.node.processes.test_assignment_races import ADA, BOB, Scene
+from tests.node.daemon.support import doctor
+from tests.node.processes.support import ADA, BOB, Scene
 from tests.support.daemons import Daemon
+from tests.support.sides import Side
 
 Make = Callable[..., Daemon]
 

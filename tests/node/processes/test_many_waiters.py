@@ -36,11 +36,11 @@ from node.store import keys
 from node.streams import subscriptions as subscriptions
 from node.streams.subscriptions import SubscriptionFilter, Subscriptions
 from tests.node.etcd.support import start_store
-from tests.node.http.test_pubsub import Raw
 from tests.support.daemons import Daemon, until
 from tests.support.http_edge import Client as Connection
 from tests.support.http_edge import post
 from tests.support.processes import assigning, make
+from tests.support.raw import Raw
 
 TYPES = 20
 WAITERS = 1000

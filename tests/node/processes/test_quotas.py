@@ -38,8 +38,7 @@ from node.timers.crons import due, owner
 from node.timers.generators import largest_arg
 from node.timers.timerqueue import TimerIndex, follow
 from node.workflows.spec import read_workflow
-from tests.node.timers.test_crons import cron
-from tests.node.timers.test_generators import generator
+from tests.node.timers.support import cron, generator
 from tests.support.clocked import ANN, NOON, World, below, workflow, world
 from tests.support.daemons import REPOSITORY, Daemon, until
 

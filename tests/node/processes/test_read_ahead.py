@@ -12,7 +12,7 @@ from node.etcd.errors import EtcdUnavailable
 from node.etcd.txn import Txn
 from node.model.types import Process, State
 from node.processes.service import Processes
-from tests.node.processes.test_assignment_races import ADA, BOB, CANDIDATE, Scene, Store
+from tests.node.processes.support import ADA, BOB, CANDIDATE, Scene, Store
 from tests.support.processes import make
 
 DEEP = 100

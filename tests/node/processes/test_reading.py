@@ -35,7 +35,7 @@ from node.runtime.node import Node
 from node.store import keys
 from node.streams.subscriptions import SubscriptionFilter
 from tests.node.etcd.support import QUOTA
-from tests.node.processes.test_assignment_races import ADA, CANDIDATE
+from tests.node.processes.support import ADA, CANDIDATE
 from tests.support.daemons import until
 from tests.support.interleaved import Meddled
 from tests.support.processes import enlist, make

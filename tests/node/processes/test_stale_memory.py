@@ -26,7 +26,7 @@ from node.processes.service import Processes
 from node.processes.spec import build_process
 from node.store import keys
 from node.store.work import processes as store
-from tests.federation.routing.test_router import BOTH, Wire, _age, three, wire
+from tests.federation.routing.support import BOTH, Wire, _age, three, wire
 from tests.support.processes import assigning
 
 WORKER = Executor("b" * 64, "t", "w", "dev", state=ExecutorState.APPROVED)

@@ -28,6 +28,7 @@ from node.rpc.calls import MANY_TOKENS, MAX_TOKENS, Call, Caller, Who
 from node.rpc.dispatch import Table, reply
 from node.store import keys
 from node.store.directory import Directory
+from tests.node.rpc.support import Steps
 
 MESSAGE = 8 << 20  # bytes of a request
 OWNER, MEMBER, STRANGER = (PrivateKey.generate() for _ in range(3))
@@ -161,19 +162,6 @@ def test_an_answer_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
 class Whole(msgspec.Struct):
     colonyname: str
     x: Any = None
-
-
-class Steps(trio.abc.Instrument):
-    """The longest time of this thread in one turn of a task, in seconds of the CPU."""
-
-    def __init__(self) -> None:
-        self.longest, self._began = 0.0, time.thread_time()
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        self._began = time.thread_time()
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        self.longest = max(self.longest, time.thread_time() - self._began)
 
 
 def make(handler: Callable[[Caller, Whole], Awaitable[Any]]) -> Table:

@@ -18,7 +18,7 @@ from colonyd.rpc import RpcClient, RpcError
 from federation.wire.sizes import FORWARD
 from node.model.ids import new_id
 from node.store import limits
-from tests.federation.membership.test_rotation import friends
+from tests.federation.membership.support import friends
 from tests.support.colonies import world
 from tests.support.daemons import REPOSITORY, Daemon, until
 

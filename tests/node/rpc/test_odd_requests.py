@@ -15,9 +15,9 @@ from wsproto.utilities import LocalProtocolError
 
 from colonyd.keys import sign_payload
 from colonyd.rpc import RpcError
-from tests.node.http.test_pubsub import Raw
-from tests.node.workflows.test_service import Party, party
+from tests.node.workflows.support import Party, party
 from tests.support.daemons import Daemon
+from tests.support.raw import Raw
 
 UNSET = "0001-01-01T00:00:00Z"
 

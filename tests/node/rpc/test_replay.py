@@ -33,9 +33,9 @@ from node.store import keys
 from node.store import replay as store
 from node.store.directory import Directory
 from node.timers.election import KEY as LEADER
-from tests.node.daemon.test_cluster import members, serving
-from tests.node.daemon.test_process import ALONE, SPEC
+from tests.node.daemon.support import ALONE, SPEC
 from tests.node.etcd.support import start_store
+from tests.support.cluster import members, serving
 from tests.support.daemons import Daemon, until
 
 Make = Callable[..., Daemon]

@@ -15,8 +15,7 @@ import websocket
 
 from cli.ops.rpc import all_calls
 from colonyd.keys import PrivateKey, sign_payload
-from tests.node.http.test_fuzz import Edge
-from tests.node.http.test_reference import OVER_SOCKET
+from tests.node.http.support import OVER_SOCKET, Edge
 from tests.support.daemons import REPOSITORY, Daemon
 from tests.support.rights import (
     CALLERS,

@@ -28,10 +28,10 @@ from node.store.work import channels as store
 from node.store.work.channels import ChannelEntry, ChannelHead
 from node.streams.channels import FRAME, RATE, Channels, RateLimiter, _refusal, frames
 from tests.node.etcd.support import start_store
-from tests.node.http.test_pubsub import Raw
-from tests.sdk.test_pycolonies import COLONY, Party
+from tests.sdk.support import COLONY, Party
 from tests.support.daemons import Daemon
 from tests.support.pairs import store_target, two_daemons
+from tests.support.raw import Raw
 
 
 class Talk(Party):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, cast
+from collections.abc import AsyncIterable, Iterator, Sequence
+from typing import Any
 
 import pytest
 import trio
@@ -16,7 +15,7 @@ from node.etcd.errors import EtcdUnavailable
 from node.etcd.watch import Event, WatchBatch
 from node.host.clock import Clock
 from node.model.ids import new_id
-from node.model.types import Conditions, Executor, ExecutorState, FunctionSpec, Process, State
+from node.model.types import Conditions, FunctionSpec, Process, State
 from node.processes.queue import Candidate
 from node.processes.spec import build_process
 from node.runtime import feeds as feeding
@@ -24,14 +23,12 @@ from node.runtime.node import Node
 from node.store import keys
 from node.streams import remote_changes as remote_changes
 from node.streams.subscriptions import SubscriptionFilter
-from tests.node.http.test_pubsub import Raw
-from tests.sdk.test_pycolonies import COLONY, Party
+from tests.node.streams.support import WORKER, fed
+from tests.sdk.support import COLONY, Party
 from tests.support.daemons import Daemon
-from tests.support.interleaved import Meddled
 from tests.support.pairs import two_daemons
 from tests.support.processes import enlist
-
-WORKER = Executor("b" * 64, "t", "w", "dev", state=ExecutorState.APPROVED)
+from tests.support.raw import Raw
 
 
 @pytest.fixture(scope="module")
@@ -87,19 +84,6 @@ async def told(raw: Raw) -> tuple[str, int]:
     kind, value = await raw.reply()
     assert kind == "subscribeprocessmsg"
     return value["processid"], value["state"]
-
-
-@asynccontextmanager
-async def fed(client: EtcdClient) -> AsyncIterator[tuple[Node, Meddled]]:
-    """A node that follows its store."""
-    meddled = Meddled(client)
-    node = Node.build(cast(EtcdClient, meddled), "dev", Clock(time.time_ns))
-    enlist(node, WORKER)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(node.remote_changes.run)
-        await nursery.start(feeding.follow, node, keys.LIVE)
-        yield node, meddled
-        nursery.cancel_scope.cancel()
 
 
 async def submit(node: Node, *, waits: bool = False) -> Process:

@@ -20,7 +20,7 @@ from federation.peers.keys import Keys
 from federation.peers.registry import Peer, Peers, PeerState
 from federation.service.sessions import PeerSessions
 from federation.transport.connection import PeerConnection
-from federation.transport.mailbox import MailboxPoller
+from federation.transport.polling import MailboxPoller
 from federation.wire.clock import SigningClock
 from federation.wire.messages import Parcel
 from federation.wire.signer import Signer

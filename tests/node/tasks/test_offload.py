@@ -16,7 +16,7 @@ from node.tasks import offload as module
 from node.tasks.offload import NODE, apart
 from node.timers.trigger import check_workflow
 from node.workflows.spec import readable
-from tests.node.rpc.test_incremental import Steps
+from tests.node.rpc.support import Steps
 
 # 4,000 nodes that wait for twenty each.
 TEXT = json.dumps(

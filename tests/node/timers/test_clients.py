@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +17,8 @@ from colonyd.keys import PrivateKey
 from colonyd.rpc import RpcError, Unreachable, decode, encode
 from node.model.types import SECOND
 from node.store import crons
-from tests.sdk.test_pycolonies import COLONY, Party
+from tests.node.timers.support import seconds_of
+from tests.sdk.support import COLONY, Party
 from tests.support.daemons import Daemon, seeded_dice, until
 
 Make = Callable[..., Daemon]
@@ -202,11 +202,6 @@ def asked(name: str, expression: str = "") -> dict[str, Any]:
     workflow = json.dumps({"colonyname": "dev", "functionspecs": [node]})
     fields = {"colonyname": "dev", "name": name, "workflowspec": workflow}
     return fields | {"cronexpression": expression, "interval": -1, "trigger": 7, "timeout": 0}
-
-
-def seconds_of(text: str) -> int:
-    """Whole Unix seconds of a time on the wire."""
-    return int(datetime.datetime.fromisoformat(text[:19] + "+00:00").timestamp())
 
 
 async def everything(daemon: Daemon, user: PrivateKey) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from node.timers.cronexpr import UTC
 from node.timers.crons import next_run
 from node.timers.election import KEY, LeaseHolder, home_identity, may_take
 from node.timers.timerqueue import TimerQueue
+from tests.node.timers.support import cron
 from tests.support.asked import counting
 from tests.support.clocked import ADA, ANN, NOON, OWNER, World, below, workflow, world
 from tests.support.daemons import until
@@ -30,13 +31,6 @@ from tests.support.daemons import until
 PLAIN = Cron("c" * 64, "dev", "beat", ANN, "ann", interval=10)
 FRACTION = st.floats(0, 1, exclude_max=True)
 TIME = st.integers(NOON, NOON + 10**18)
-
-
-def cron(**changes: Any) -> Cron:
-    """A cron of the test's colony, without an id."""
-    fields: dict[str, Any] = {"cronid": "", "colonyname": "dev", "name": "beat", "interval": 10}
-    fields |= {"initiatorid": ANN, "initiatorname": "ann"}
-    return Cron(**(fields | changes))
 
 
 # -- when they run next ------------------------------------------------------------------

@@ -23,16 +23,9 @@ from node.store.generators import Generator, GeneratorFiring, Packing
 from node.timers.generators import REMEMBERED, decide, due
 from node.timers.trigger import LATER
 from node.workflows.spec import read_workflow
+from tests.node.timers.support import generator
 from tests.support.clocked import ANN, NOON, World, below, workflow, world
 from tests.support.daemons import until
-
-
-def generator(**changes: Any) -> Generator:
-    """A generator of the test's colony, without an id."""
-    fields: dict[str, Any] = {"generatorid": "", "colonyname": "dev", "name": "frames"}
-    fields |= {"initiatorid": ANN, "initiatorname": "ann", "trigger": 3}
-    return Generator(**(fields | changes))
-
 
 # -- what is decided ---------------------------------------------------------------------
 
