@@ -81,6 +81,8 @@ class UpdatePublisher:
     def ended(self, process: Process) -> None:
         """Note that a process of another colony has ended: its outcome tells the rest."""
         self._told(process.origin, process.processid)
+        # Or each poll would look at all those that ended before the colony could name them.
+        self._recent.get(process.origin, OrderedDict()).pop(process.notify.rpartition("/")[2], None)
 
     def _told(self, issuer: str, localpid: str) -> None:
         fresh = self._fresh.get(issuer, OrderedDict())

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -14,10 +14,12 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from federation.forward.path import local_id
+from federation.inbox.updates import UpdatePublisher
 from federation.peers.registry import TRUSTED, Peers
 from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
-from federation.wire.messages import Cancel
+from federation.wire.messages import Cancel, News, Outcomes, Poll
+from federation.wire.messages import load as load_message
 from federation.wire.signer import Signer
 from node.etcd.client import EtcdClient, open_client
 from node.etcd.errors import EtcdUnavailable
@@ -43,6 +45,15 @@ class MeddledLab(Lab):
         """Return a submission; another process for another number."""
         pid = hashlib.sha256(b"%d" % number).hexdigest() if number else PID
         return self.seal(Kind.SUBMIT, msgspec.structs.replace(submission(), pid=pid))
+
+
+class Telling(Closing):
+    """Tells the inbox of updates, too."""
+
+    def progressed(self, process: Process) -> None:
+        """Note an update."""
+        if process.notify:
+            self.inbox.outcome_queue.progressed(process)
 
 
 class OneAtOnce(Closing):
@@ -160,6 +171,32 @@ async def test_a_block_by_another_daemon_leaves_the_poll_alone(lab: MeddledLab) 
         await wait_all_tasks_blocked()
         assert not got
         assert lab.assigner.polling("lab")
+
+
+async def test_polls_do_not_look_at_what_has_ended(
+    lab: MeddledLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ends at once is never in a poll: each of the last 256 was looked at in each poll."""
+    lab.processes.attach(Telling(lab.inbox))
+    for number in range(20):
+        await lab.submit(lab.sealed(number))
+        await lab.run_one()
+    acks = [outcome.pid for outcome in await lab.poll()]
+    assert len(acks) == 20
+    looked: list[str] = []
+    place = UpdatePublisher.place
+
+    async def counted(self: UpdatePublisher, issuer: str, pid: str, *rest: Any) -> Any:
+        looked.append(pid)
+        return await place(self, issuer, pid, *rest)
+
+    monkeypatch.setattr(UpdatePublisher, "place", counted)
+    await lab.submit(lab.sealed(30))
+    running = await lab.assigner.assign(CANDIDATE, WORKER, 5)
+    response = await lab.post("outcomes", Kind.POLL, Poll(10, acks, [], True))
+    (news,) = load_message(lab.opened(response, Kind.OUTCOMES).payload, Outcomes).news or []
+    assert load_message(news, News).state == State.RUNNING
+    assert {*looked} == {running.notify.rpartition("/")[2]}
 
 
 async def test_an_answer_that_is_lost_puts_it_back(lab: MeddledLab) -> None:
