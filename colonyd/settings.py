@@ -96,7 +96,13 @@ class Settings:
         host = environ.get("COLONIES_SERVER_HOST")
         port = environ.get("COLONIES_SERVER_PORT") or environ.get("COLONIES_SERVER_HTTP_PORT")
         if host or port:
-            scheme = "https" if environ.get("COLONIES_SERVER_TLS", "").lower() == "true" else "http"
+            tls = environ.get("COLONIES_SERVER_TLS", "")
+            if tls.lower() not in ("", "true", "false"):
+                # Anything else was taken for false, and calls went without TLS.
+                raise WrongSetting(
+                    f"COLONIES_SERVER_TLS is {tls!r}", next_step="write true or false"
+                )
+            scheme = "https" if tls.lower() == "true" else "http"
             return checked(f"{scheme}://{_bracketed(host or '127.0.0.1')}:{port or DEFAULT_PORT}")
         if (told := read_listening(self.home)) is not None:
             return told.url

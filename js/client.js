@@ -37,6 +37,9 @@ export class Client {
    * `colony` is the name of the colony that is meant without another one.
    */
   constructor(url, { identity = null, colony = "", audience = "" } = {}) {
+    if (identity && typeof identity.sign !== "function") {
+      throw new Error("identity: give new Identity(key), with the private key in hex");
+    }
     this.#wire = new Wire(url, audience);
     this.url = this.#wire.url;
     this.identity = identity;

@@ -64,7 +64,9 @@ export function fromEnvironment(environ = process.env) {
   for (const name of ["COLONIES_COLONY_NAME", "COLONIES_PRVKEY"]) {
     if (!environ[name]) throw new Error(`${name} is not set`);
   }
-  const scheme = environ.COLONIES_SERVER_TLS === "true" ? "https" : "http";
+  const tls = (environ.COLONIES_SERVER_TLS ?? "").toLowerCase();
+  if (!["", "true", "false"].includes(tls)) throw new Error("COLONIES_SERVER_TLS: write true or false");
+  const scheme = tls === "true" ? "https" : "http";
   const host = environ.COLONIES_SERVER_HOST || "localhost";
   const port = environ.COLONIES_SERVER_PORT || "50080";
   return new Client(`${scheme}://${host}:${port}`, {

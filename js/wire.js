@@ -62,8 +62,21 @@ export function encode(payloadtype, fields, identity, audience = "") {
     issuedat: Math.floor(Date.now() / 1000),
     ...(audience && { audience }),
   };
-  const payload = toBase64(utf8ToBytes(JSON.stringify(message)));
+  const payload = toBase64(utf8ToBytes(toJson(message)));
   return JSON.stringify({ payloadtype, payload, signature: identity.sign(payload) });
+}
+
+/** Return a value as JSON. Throws for what has no form there, and would become something else in silence. */
+export function toJson(value) {
+  return JSON.stringify(value, (_, each) => {
+    const odd = typeof each === "number" ? !Number.isFinite(each)
+      : typeof each === "function" || typeof each === "symbol" || each instanceof Map || each instanceof Set
+        || each instanceof ArrayBuffer || ArrayBuffer.isView(each);
+    if (!odd) return each;
+    const named = typeof each === "object" ? `a value of class ${each.constructor?.name}`
+      : typeof each === "number" ? String(each) : `a ${typeof each}`;
+    throw new TypeError(`${named} has no form in JSON`);
+  });
 }
 
 /** Read the body of a reply. Throws Refused for errors, and for what is no reply. */

@@ -2,7 +2,7 @@
 
 import { isPassing, State } from "./client.js";
 import { MemoryStore } from "./stores.js";
-import { Refused, Unreachable, sleep } from "./wire.js";
+import { Refused, Unreachable, sleep, toJson } from "./wire.js";
 
 const POLL = 20; // seconds of one long poll
 const LOOK = 5; // seconds between two looks at a running process: a heartbeat, and sees a cancel
@@ -425,7 +425,7 @@ class Execution {
       const given = does(this.args, this.context);
       const out = await Promise.race([given, this.#left()]);
       // What can't be sent fails the process, not the worker.
-      result = JSON.parse(JSON.stringify({ out: listed(out) }));
+      result = JSON.parse(toJson({ out: listed(out) }));
     } catch (error) {
       result = { errors: [textOf(error)] };
     }

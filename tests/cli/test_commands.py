@@ -498,6 +498,9 @@ def test_server_address(tmp_path: Path) -> None:
     both = {"COLONIES_SERVER_PORT": "2", "COLONIES_SERVER_HTTP_PORT": "1"}
     assert url(both) == "http://127.0.0.1:2"
     assert url(both, "h:3") == "http://h:3"
+    assert url(both | {"COLONIES_SERVER_TLS": "True"}) == "https://127.0.0.1:2"
+    with pytest.raises(Failure, match="COLONIES_SERVER_TLS is 'yes'"):
+        url(both | {"COLONIES_SERVER_TLS": "yes"})
     (tmp_path / "config.toml").write_text("[rpc]\nport = 1234\n")
     assert url({}) == "http://127.0.0.1:1234"
     (tmp_path / "config.toml").write_text("[rpc]\nprot = 1234\n")

@@ -107,6 +107,15 @@ def test_a_signed_request_is_the_wires() -> None:
         ),
         ("colonyd.fromEnvironment({})", "COLONIES_COLONY_NAME is not set"),
         (
+            "colonyd.fromEnvironment({COLONIES_COLONY_NAME: 'a', COLONIES_PRVKEY: '1'.repeat(64),"
+            " COLONIES_SERVER_TLS: 'yes'})",
+            "COLONIES_SERVER_TLS: write true or false",
+        ),
+        (
+            "new colonyd.Client('http://127.0.0.1:1', {identity: '1'.repeat(64)})",
+            "identity: give new Identity(key)",
+        ),
+        (
             "new colonyd.Worker(new colonyd.Client('http://127.0.0.1:1'), {name: 'a'})",
             "a worker needs an identity",
         ),
@@ -178,6 +187,15 @@ def test_whatever_a_function_throws_ends_its_process(lone_daemon: Daemon, tmp_pa
         ):
             process = ended(lone_daemon, submit(lone_daemon, "js-odd", "odd", kind))
             assert (process["state"], process["errors"]) == (FAILED, errors)
+        for kind, what in (
+            ("nan", "NaN"),
+            ("map", "a value of class Map"),
+            ("bytes", "a value of class Uint8Array"),
+            ("code", "a function"),
+            ("sign", "a symbol"),
+        ):
+            process = ended(lone_daemon, submit(lone_daemon, "js-odd", "formless", kind))
+            assert process["errors"] == [f"{what} has no form in JSON"]
         assert ended(lone_daemon, submit(lone_daemon, "js-odd", "once"))["out"] == [{"reads": "1"}]
         assert worker.end() == 0
 

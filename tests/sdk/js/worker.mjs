@@ -41,6 +41,9 @@ worker
       nothing: undefined,
     }[kind];
   })
+  .function("formless", ([kind]) => {
+    return [{ nan: 0 / 0, map: new Map([[1, 2]]), bytes: new Uint8Array(2), code: () => 1, sign: Symbol("s") }[kind]];
+  })
   .function("once", () => {
     let reads = 0;
     return Object.defineProperty({}, "reads", { enumerable: true, get: () => [1][reads++].toFixed() });
