@@ -288,7 +288,8 @@ class Inbox:
             step = queued if claim is None else claim.step
             txn = Txn(
                 [free, *trusted, *addition.compare, *step.txn.compare],
-                [Put(key, pack(receipt_record)), *step.txn.success],
+                # The process first: a repeat of the poll's request finds what it got by this key.
+                [*step.txn.success, Put(key, pack(receipt_record))],
                 [Get(key)],
             )
             send = self.context.client.commit if claim is None else claim.commit

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 import msgspec
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from colonyd.rpc import decode, encode
 from federation.forward.path import local_id
 from federation.inbox.updates import UpdatePublisher
 from federation.peers.registry import TRUSTED, Peers
@@ -29,7 +31,8 @@ from node.processes.queue import Candidate
 from tests.federation.inbox.support import PID, WORKER, Closing, Lab, code, submission
 from tests.node.etcd.support import start_store
 from tests.node.processes.support import Store
-from tests.support.daemons import until
+from tests.support.daemons import Daemon, until
+from tests.support.sides import pair
 
 CANDIDATE = Candidate("lab", "t", "w", "", None, None)
 
@@ -214,3 +217,32 @@ async def test_an_answer_that_is_lost_puts_it_back(lab: MeddledLab) -> None:
     await lab.processes.close("lab", remote, WORKER.executorid, State.SUCCESSFUL, output=[1])
     (outcome,) = await lab.poll()
     assert (outcome.pid, outcome.attempt) == (PID, 1)
+
+
+async def test_a_repeat_of_the_poll_gets_it_again(make_daemon: Callable[..., Daemon]) -> None:
+    """The answer was lost on its way: the executor sends the same bytes."""
+    with trio.fail_after(120):
+        async with pair(make_daemon) as (ant, bee), httpx.AsyncClient(trust_env=False) as http:
+            fields = {"colonyname": bee.daemon.name, "timeout": 60, "availablecpu": "1000m"}
+            poll = encode("assignprocessmsg", fields, bee.worker)
+            given: list[dict[str, Any]] = []
+
+            async def send() -> None:
+                reply = await http.post(f"{bee.client.url}/api", content=poll, timeout=70)
+                given.append(decode("assignprocessmsg", reply.status_code, reply.content))
+
+            async def waits() -> bool:
+                why = await bee.call("getwaitingmsg", processid=other["processid"])
+                return bool(why["asking"])
+
+            # It waits for another executor, and tells that the poll is there.
+            conditions = {"colonyname": bee.daemon.name, "executortype": "cli", "cpu": "9000m"}
+            large = {"funcname": "f", "conditions": conditions}
+            other = await bee.call("submitfuncspecmsg", spec=large)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send)
+                await until(30, waits)
+                await ant.submit("bee")
+            await send()
+            assert given[0]["state"] == State.RUNNING
+            assert given[0] == given[1]
