@@ -21,7 +21,7 @@ from node.etcd.guard import GUARD, Guard
 from node.etcd.parts import WHOLE
 from node.etcd.txn import Txn
 from node.host.log import get_logger
-from node.model.types import Executor, Process, State
+from node.model.types import SECOND, Executor, Process, State
 from node.processes.fitting import UNLIMITED, Shelf
 from node.processes.observer import Observer
 from node.processes.queue import Candidate, Place, QueueEntry, places_for, places_of
@@ -38,6 +38,9 @@ _TRIES = 8
 _LANDING = 60
 # Seconds that a poll must still have to get a submission: its time must not end meanwhile.
 _CLAIM_LEAST = 1.0
+# Seconds since its submission after which a process claims no poll: it starts when it was submitted,
+# and what was prepared for long, as one whose files had to come first, would lose time to run.
+_CLAIM_LATEST = 1.0
 # Processes with uncertain assignments: about as many as polls were under way when the store went.
 _MOST_DOUBTS = 10_000
 
@@ -391,8 +394,8 @@ class Assigner(Observer):
             return
         waiter, executor = found
         step = store.submit_assigned(process, submission, executor)
-        if len(step.value) > WHOLE:
-            # Its parts are written first, for longer than a poll may be kept.
+        if max(len(step.value), len(submission)) > WHOLE:
+            # Their parts are written first, for longer than a poll may be kept.
             yield None
             return
         claim = waiter.claim = Claim(step, self._guarded_by(waiter))
@@ -454,6 +457,8 @@ class Assigner(Observer):
         if (colony, kind) not in self._waiters or process.peer:
             return None
         if process.origin and self.held(process.origin):
+            return None
+        if self.processes.clock.now() - process.submissiontime > _CLAIM_LATEST * SECOND:
             return None
         # While the queue is read, what comes before the process may not be known.
         if self.stopping or colony in self.paused or self.processes.reading.under_way:

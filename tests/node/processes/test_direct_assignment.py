@@ -13,7 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 from colonyd.errors import Denied
 from node.etcd.client import EtcdClient
 from node.etcd.errors import EtcdError, EtcdUnavailable, error_from
-from node.model.types import Executor, Process, State
+from node.model.types import SECOND, Executor, Process, State
 from node.processes import assignment
 from node.processes.deadlines import expire
 from node.processes.queue import Candidate
@@ -141,6 +141,25 @@ async def test_a_large_one_is_not_written_while_a_poll_waits_for_it(scene: Scene
         await settled(got)
         assert scene.store.writes == 2
     assert got["ada"].spec.args == process.spec.args
+
+
+async def test_nor_is_a_large_request(scene: Scene) -> None:
+    """A peer's may be many times as long as its process."""
+    async with polling(scene, ADA) as got:
+        await scene.assigner.submit(make(), b"x" * 400_000)
+        await settled(got)
+        assert scene.store.writes == 2
+
+
+async def test_what_was_prepared_for_long_keeps_its_time_to_run(scene: Scene) -> None:
+    """As one of a peer whose files had to come first."""
+    process = make()
+    process.spec.maxexectime = 5
+    process.submissiontime = scene.time - 8 * SECOND
+    async with polling(scene, ADA) as got:
+        await scene.assigner.submit(process, b"")
+        await settled(got)
+    assert got["ada"].execdeadline == scene.time + 5 * SECOND
 
 
 async def test_what_the_store_refuses_leaves_the_poll_alone(scene: Scene) -> None:
