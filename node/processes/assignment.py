@@ -38,8 +38,8 @@ _TRIES = 8
 _LANDING = 60
 # Seconds that a poll must still have to get a submission: its time must not end meanwhile.
 _CLAIM_LEAST = 1.0
-# Seconds since its submission after which a process claims no poll: it starts when it was submitted,
-# and what was prepared for long, as one whose files had to come first, would lose time to run.
+# Seconds since its submission after which a process claims no poll. It starts when it was
+# submitted: what was prepared for long, as one whose files had to come first, would lose time.
 _CLAIM_LATEST = 1.0
 # Processes with uncertain assignments: about as many as polls were under way when the store went.
 _MOST_DOUBTS = 10_000
