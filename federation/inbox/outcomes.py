@@ -34,7 +34,7 @@ _TOGETHER = 8  # outcomes made at a time: each may have megabytes
 _PAGE_BYTES = 2_000_000  # of outcomes in one answer, unless one alone is larger
 _ERRORS = 1_000  # errors of one process that are sent
 _WEIGHT = 8  # processes in a poll that count as one message
-_LOOK = 10.0  # seconds after which a poll looks for what another daemon of this colony wrote
+_LOOK = 10.0  # seconds after which polls look for what another daemon of this colony wrote
 
 
 @dataclass
@@ -50,6 +50,7 @@ class OutcomeQueue:
     owed: dict[str, set[str]] = field(default_factory=dict)
     draining: bool = False
     wakeups: dict[str, trio.Event] = field(default_factory=dict)
+    _looked: float = -math.inf  # when they last did, in trio's time
 
     async def load(self) -> None:
         """Read from the store which outcomes are owed. Raises EtcdError."""
@@ -104,6 +105,10 @@ class OutcomeQueue:
         while True:
             wakeup = self.wakeups.setdefault(opened.issuer, trio.Event())
             found = await self._owed(opened.issuer)
+            # Also of a colony that gets updates all the time, and never waits for long.
+            if trio.current_time() >= self._looked + _LOOK:
+                self._looked = trio.current_time()
+                self.update_publisher.look_again()
             # Read updates after the outcomes, so that an ended process has all of its updates.
             news, cut = await self.update_publisher.news(opened.issuer, poll, found)
             now = trio.current_time()
@@ -118,14 +123,12 @@ class OutcomeQueue:
 
     async def _rest(self, issuer: str, poll: Poll, wakeup: trio.Event, until: float) -> None:
         """Wait until a poll may have an answer: an outcome, or an update that is due."""
-        look = trio.current_time() + _LOOK
+        look = self._looked + _LOOK
         while True:
             due = self.update_publisher.due(issuer) if poll.follow is not None else math.inf
             with trio.move_on_at(min(until, look, due)) as quiet:
                 await wakeup.wait()
             if quiet.cancelled_caught:
-                if trio.current_time() >= look:
-                    self.update_publisher.look_again()
                 return
             entry = self.context.peers.get(issuer)
             if (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -16,11 +17,12 @@ from trio.testing import wait_all_tasks_blocked
 
 from colonyd.rpc import decode, encode
 from federation.forward.path import local_id
+from federation.inbox import outcomes
 from federation.inbox.updates import UpdatePublisher
 from federation.peers.registry import TRUSTED, Peers
 from federation.wire.clock import SigningClock
 from federation.wire.envelope import Kind
-from federation.wire.messages import Cancel, News, Outcomes, Poll
+from federation.wire.messages import Cancel, Follow, News, Outcomes, Poll
 from federation.wire.messages import load as load_message
 from federation.wire.signer import Signer
 from node.etcd.client import EtcdClient, open_client
@@ -28,6 +30,7 @@ from node.etcd.errors import EtcdUnavailable
 from node.model.types import Process, State
 from node.processes.deadlines import expire
 from node.processes.queue import Candidate
+from node.processes.service import Processes
 from tests.federation.inbox.support import PID, WORKER, Closing, Lab, code, submission
 from tests.node.etcd.support import start_store
 from tests.node.processes.support import Store
@@ -200,6 +203,39 @@ async def test_polls_do_not_look_at_what_has_ended(
     (news,) = load_message(lab.opened(response, Kind.OUTCOMES).payload, Outcomes).news or []
     assert load_message(news, News).state == State.RUNNING
     assert {*looked} == {running.notify.rpartition("/")[2]}
+
+
+async def test_what_another_daemon_changed_is_told_while_others_change_all_the_time(
+    lab: MeddledLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outcomes, "_LOOK", 0.5)
+    lab.processes.attach(Telling(lab.inbox))
+    follows: dict[str, Follow] = {}
+
+    async def poll() -> None:
+        response = await lab.post("outcomes", Kind.POLL, Poll(10, [], [*follows.values()], True))
+        for data in load_message(lab.opened(response, Kind.OUTCOMES).payload, Outcomes).news or []:
+            news = load_message(data, News)
+            follows[news.pid] = Follow(news.pid, 1, news.version, output=news.output)
+
+    async def work(processes: Processes, process: Process, number: int) -> None:
+        pid, executorid = process.processid, process.assignedexecutorid
+        await processes.set_output("lab", pid, executorid, [number])
+
+    here, there = [], Processes(lab.client, lab.processes.clock)
+    for number in range(2):
+        await lab.submit(lab.sealed(number))
+        here.append(await lab.assigner.assign(CANDIDATE, WORKER, 5))
+    with trio.fail_after(30):
+        while len(follows) < 2:
+            await poll()
+        for number in itertools.count():
+            await work(lab.processes, here[0], number)
+            if number == 1:
+                await work(there, here[1], number)
+            await poll()
+            if all(follow.output for follow in follows.values()):
+                break
 
 
 async def test_an_answer_that_is_lost_puts_it_back(lab: MeddledLab) -> None:
