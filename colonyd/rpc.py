@@ -118,18 +118,22 @@ class RpcClient:
                 self._look_again()
             if self._given or not audience or not error.message.startswith("audience"):
                 raise
-        # The server goes on under another key.
-        self._learned = None
-        now = await self.audience(timeout)
+        # The server goes on under another key; or another colony's took its place, while ours is
+        # away. Until that is known no other call may be signed for it.
+        now = await self._asked(timeout)
         try:
-            return await self._send(payloadtype, fields, key, now, timeout, attempts)
+            reply = await self._send(payloadtype, fields, key, now, timeout, attempts)
         except Denied as error:
             if self._again is None:
+                self._learned = now
                 raise
-            # Or another colony's took its place, while ours is away.
-            self._learned = audience
             why = f"{self.url}: another server answers there ({error.message})"
             raise Unreachable(why, sent=False) from error
+        except RpcError:
+            self._learned = now
+            raise
+        self._learned = now
+        return reply
 
     def _look_again(self) -> None:
         """Let the next call go to where the daemon says now that it is."""
@@ -141,13 +145,16 @@ class RpcClient:
         if self._given:
             return self._given
         if self._learned is None:
-            try:
-                told = await self._post("getserverinfomsg", _ASKING, timeout)
-            except RpcError:
-                told = None
-            named = told.get("serverid") if isinstance(told, dict) else None
-            self._learned = named if isinstance(named, str) else ""
+            self._learned = await self._asked(timeout)
         return self._learned
+
+    async def _asked(self, timeout: float) -> str:
+        try:
+            told = await self._post("getserverinfomsg", _ASKING, timeout)
+        except RpcError:
+            told = None
+        named = told.get("serverid") if isinstance(told, dict) else None
+        return named if isinstance(named, str) else ""
 
     async def _send(
         self,

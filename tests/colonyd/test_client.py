@@ -20,7 +20,7 @@ from colonyd.client.client import Client, NotEnded, ProcessFailed, WorkflowFaile
 from colonyd.client.values import Conditions, OddReply, Spec, State
 from colonyd.client.workflow import Workflow, task
 from colonyd.errors import ColonyError, Invalid, NotFound
-from colonyd.rpc import Signed, Unreachable
+from colonyd.rpc import RpcError, Signed, Unreachable
 from colonyd.settings import Settings
 from tests.support.daemons import REPOSITORY, Daemon, free_port
 
@@ -351,7 +351,9 @@ def test_a_blocking_client_has_every_method() -> None:
         assert inspect.getdoc(vars(BlockingClient)[name])
 
 
-def test_another_colonys_daemon_in_the_place_of_ours_is_not_taken_for_it(tmp_path: Path) -> None:
+def test_another_colonys_daemon_in_the_place_of_ours_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ours is away, not unwilling: what it is asked for is asked again, until it is back."""
     ours, other = Daemon(tmp_path / "dev", "dev"), Daemon(tmp_path / "other", "other")
     settings = Settings.find(home=ours.home, environ={})
@@ -367,9 +369,27 @@ def test_another_colonys_daemon_in_the_place_of_ours_is_not_taken_for_it(tmp_pat
             await anyio.to_thread.run_sync(ours.kill)
             other.port = ours.port
             await anyio.to_thread.run_sync(other.start)
-            for _ in range(2):
-                with pytest.raises(Unreachable, match="another server answers there"):
+            send, learned = client._send, await client.audience()
+            refusals: list[Exception] = []
+
+            async def ask() -> None:
+                try:
                     await mine.call("getprocessesmsg", fields)
+                except (RpcError, Unreachable) as error:
+                    refusals.append(error)
+
+            async def second(*args: Any) -> Any:
+                if args[3] != learned:
+                    # Another call begins while this one finds out who answers.
+                    monkeypatch.undo()
+                    await ask()
+                return await send(*args)
+
+            await ask()
+            monkeypatch.setattr(client, "_send", second)
+            await ask()
+            assert [type(each) for each in refusals] == [Unreachable] * 3
+            assert all("another server answers there" in str(each) for each in refusals)
             ours.port = free_port()
             await anyio.to_thread.run_sync(ours.start)
             assert await mine.call("getprocessesmsg", fields) == []
