@@ -15,6 +15,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from colonyd.errors import Denied
 from colonyd.rpc import decode, encode
 from federation.forward.path import local_id
 from federation.inbox import outcomes
@@ -25,8 +26,10 @@ from federation.wire.envelope import Kind
 from federation.wire.messages import Cancel, Follow, News, Outcomes, Poll
 from federation.wire.messages import load as load_message
 from federation.wire.signer import Signer
-from node.etcd.client import EtcdClient, open_client
+from node.etcd.client import EtcdClient, TxnResult, open_client
 from node.etcd.errors import EtcdUnavailable
+from node.etcd.guard import GUARD
+from node.etcd.txn import Txn
 from node.model.types import Process, State
 from node.processes.deadlines import expire
 from node.processes.queue import Candidate
@@ -177,6 +180,32 @@ async def test_a_block_by_another_daemon_leaves_the_poll_alone(lab: MeddledLab) 
         await wait_all_tasks_blocked()
         assert not got
         assert lab.assigner.polling("lab")
+
+
+async def test_polls_that_may_get_nothing_any_more_do_not_have_it_refused(lab: MeddledLab) -> None:
+    """As copies of polls whose connections broke: their requests have been served meanwhile."""
+    refused: list[Denied] = []
+
+    class Served:
+        async def commit(self, send: object, txn: Txn) -> TxnResult:
+            raise Denied("served")
+
+    async def poll() -> None:
+        GUARD.set(Served())
+        try:
+            await lab.assigner.assign(CANDIDATE, WORKER, 30)
+        except Denied as error:
+            refused.append(error)
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(poll)
+            await wait_all_tasks_blocked()
+            assert (await lab.submit(lab.sealed())).status == "accepted"
+            nursery.cancel_scope.cancel()
+    assert refused
+    assert len(lab.processes.queue.entries) == 1
 
 
 async def test_polls_do_not_look_at_what_has_ended(
