@@ -280,6 +280,7 @@ class Connection:
             ends = parser is not None and parser.their_state is not h11.DONE
             close = ends or pool.draining or pool.starved > 0
             await self._respond(response, method, close=close)
+            del response  # its body may be large, and the next request be long in coming
             if close:
                 return None
             if parser is not None:
