@@ -31,7 +31,7 @@ from node.model.types import FunctionSpec
 @colony_command(
     "run",
     "colony run --func upper hello --wait",
-    "colony run --func convert photo.png --kwargs width=320 --colony lab-42",
+    "colony run --func convert a.png --kwargs width=320 --colony lab-2",
     "colony run --spec convert.json --follow",
 )
 @click.argument("args", nargs=-1)

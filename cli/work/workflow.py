@@ -150,8 +150,10 @@ def run(session: Session, file: str, wait: bool, timeout: float | None) -> None:
     """Submit the workflow in FILE (JSON; - reads stdin) and print its id.
 
     \b
-    The file holds an array of function specs, each with a nodename, and the nodes it waits for:
-      [{"nodename": "a", "funcname": "fetch", "conditions": {"executortype": "cli"}},
+    The file holds an array of function specs, each with a nodename, and the
+    nodes it waits for:
+      [{"nodename": "a", "funcname": "fetch",
+        "conditions": {"executortype": "cli"}},
        {"nodename": "b", "funcname": "store",
         "conditions": {"executortype": "cli", "dependencies": ["a"]}}]
     """

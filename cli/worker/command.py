@@ -38,7 +38,7 @@ MOST_SLOTS = 64
     "colony worker --func upper='tr a-z A-Z'",
     "colony worker --func resize=./resize.sh --func thumb=./thumb.sh --slots 2",
     "colony worker --container upper='debian:12 tr a-z A-Z'",
-    "colony worker --slurm --slurm-partition long --func fold=./fold.sh --type hpc",
+    "colony worker --slurm --slurm-partition long --func fold=./f.sh --type hpc",
 )
 @click.option("--func", "funcs", multiple=True, metavar="NAME=COMMAND")
 @container_options
