@@ -50,17 +50,17 @@ _BY_ERRNO = {
     errno.EACCES: "`ls -ld` shows whose it is: run this as that user, or choose another place",
     errno.EPERM: "`ls -ld` shows whose it is: run this as that user, or choose another place",
     errno.EROFS: "choose another place, or mount this one for writing",
-    errno.ENOSPC: "make room there, then run it again",
-    errno.EDQUOT: "make room there, then run it again",
+    errno.ENOSPC: "make room where it writes: its output, the home, or a file that was named",
+    errno.EDQUOT: "make room where it writes: its output, the home, or a file that was named",
     errno.EIO: "is the disk broken? `dmesg` shows what the kernel says",
 }
 
 
-def failure_of_system(error: OSError, written: str = "its output") -> Failure:
-    """Return an error of the system as one for people; `written` is what no name is given for."""
-    where = error.filename if error.filename is not None else written
+def failure_of_system(error: OSError) -> Failure:
+    """Return an error of the system as one for people. A write that fails names no file."""
+    where = f"{error.filename}: " if error.filename is not None else ""
     return Failure(
-        f"{where}: {error.strerror or error}",
+        f"{where}{error.strerror or error}",
         next_step=_BY_ERRNO.get(error.errno or 0, "is this the right place?"),
     )
 

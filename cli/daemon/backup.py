@@ -49,7 +49,7 @@ def _run(work: Callable[[], Awaitable[T]]) -> T:
             where = str(leaf.filename).removesuffix(".partial")
             raise Failure(f"{where}: {leaf.strerror}", code=NOT_FOUND) from None
         if isinstance(leaf, OSError):
-            raise failure_of_system(leaf, "the file") from None
+            raise failure_of_system(leaf) from None
         raise
 
 

@@ -164,7 +164,7 @@ def test_a_full_disk_for_the_output_is_an_error_for_people(home: Path, words: li
     with Path("/dev/full").open("w") as full:
         code, said = program("--home", str(home), *words, stdout=full)
     assert code == 1
-    assert "its output: No space left on device" in said
+    assert "error: No space left on device" in said or '"error": "No space left' in said
     assert "make room" in said
     assert "Traceback" not in said
     assert "Exception ignored" not in said
