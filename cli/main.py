@@ -5,6 +5,7 @@ Each command is in its own module.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import os
@@ -15,7 +16,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from cli.core.errors import EXIT_CODES, Failure
+from cli.core.errors import EXIT_CODES, Failure, failure_of_system
 from cli.core.session import Session, shared_options
 from cli.core.terminal import json_text, print_error, print_line
 from cli.core.words import WordGroup, furnish
@@ -140,19 +141,35 @@ class _Lazy(WordGroup):
             elif isinstance(stream, io.TextIOWrapper):
                 # A character that the locale lacks is shown as an escape.
                 stream.reconfigure(errors="backslashreplace")
-        return super().main(*args, **extra)
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:  # while the options are read, as by --help
+            failure = failure_of_system(error)
+            failure.show()
+            raise SystemExit(failure.exit_code) from None
+        finally:
+            _let_go(sys.stdout)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the named command; with --json its errors are JSON on stderr, too."""
         session = ctx.ensure_object(Session)
         try:
-            return super().invoke(ctx)
+            return self._invoked(ctx)
         except click.ClickException as error:
             if not session.as_json:
                 raise
             step = error.next_step if isinstance(error, Failure) else ""
             print_error(json_text({"error": error.message, "next": step, "exit": error.exit_code}))
             raise click.exceptions.Exit(error.exit_code) from None
+
+    def _invoked(self, ctx: click.Context) -> Any:
+        """Run the named command; a file, disk or stdout that fails it is an error for people."""
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # the reader of a pipe has gone: click ends quietly
+                raise
+            raise failure_of_system(error) from None
 
     def words(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands, without importing them."""
@@ -188,6 +205,17 @@ class _Lazy(WordGroup):
         ]
 
 
+def _let_go(stream: Any) -> None:
+    """Give up what a full disk does not take: the interpreter would fail at it again."""
+    try:
+        stream.flush()
+    except OSError:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
+    except ValueError:
+        pass  # it is closed
+
+
 def _show_version(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
         from node.version import VERSION  # reads the package's metadata
@@ -216,8 +244,8 @@ def main() -> None:
 
     \b
     Environment: COLONYD_HOME, COLONIES_SERVER_HOST, COLONIES_SERVER_PORT,
-    COLONIES_COLONY_NAME, COLONIES_PRVKEY, COLONIES_COLONY_PRVKEY, COLONIES_SERVER_PRVKEY,
-    COLONIES_EXECUTOR_NAME.
+    COLONIES_COLONY_NAME, COLONIES_PRVKEY, COLONIES_COLONY_PRVKEY,
+    COLONIES_SERVER_PRVKEY, COLONIES_EXECUTOR_NAME.
     """
 
 

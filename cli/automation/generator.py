@@ -20,7 +20,7 @@ generator = colony_group(
     "generator",
     "Collect arguments and start a workflow with them. GENERATOR is a name, an id, or the first "
     "characters of an id.",
-    "colony generator add --name frames --workflow encode.json --trigger 10 --timeout 60",
+    "colony generator add --name frames --workflow f.json --trigger 9 --timeout 9",
     "colony generator pack frames frame-0001.png",
 )
 
@@ -38,7 +38,7 @@ def _find(session: Session, text: str) -> str:
 
 
 @colony_command(
-    "add", "colony generator add --name frames --workflow encode.json --trigger 10 --timeout 60"
+    "add", "colony generator add --name frames --workflow f.json --trigger 9 --timeout 9"
 )
 @click.option("--name", required=True, help="Name, unique in the colony.")
 @click.option("--workflow", "file", required=True, metavar="FILE", help="JSON; - reads stdin.")

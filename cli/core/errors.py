@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -43,6 +44,25 @@ def failure_of(error: ColonyError) -> Failure:
     """Return the error of the package `colonyd` as one for people at a terminal."""
     code = next((code for kind, code in _CODES if isinstance(error, kind)), FAILED)
     return Failure(error.message, code=code, next_step=error.next_step)
+
+
+_BY_ERRNO = {
+    errno.EACCES: "`ls -ld` shows whose it is: run this as that user, or choose another place",
+    errno.EPERM: "`ls -ld` shows whose it is: run this as that user, or choose another place",
+    errno.EROFS: "choose another place, or mount this one for writing",
+    errno.ENOSPC: "make room where it writes: its output, the home, or a file that was named",
+    errno.EDQUOT: "make room where it writes: its output, the home, or a file that was named",
+    errno.EIO: "is the disk broken? `dmesg` shows what the kernel says",
+}
+
+
+def failure_of_system(error: OSError) -> Failure:
+    """Return an error of the system as one for people. A write that fails names no file."""
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return Failure(
+        f"{where}{error.strerror or error}",
+        next_step=_BY_ERRNO.get(error.errno or 0, "is this the right place?"),
+    )
 
 
 def failing(function: Callable[P, T]) -> Callable[P, T]:

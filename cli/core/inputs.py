@@ -29,8 +29,12 @@ def read_text(path: str) -> str:
         return sys.stdin.read() if path == "-" else Path(path).read_text("utf-8")
     except FileNotFoundError:
         raise Failure(f"{path}: no such file", code=NOT_FOUND) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise Failure(f"{path}: {error}", code=USAGE) from None
+    except IsADirectoryError:
+        raise Failure(f"{path}: a directory; a file is expected", code=USAGE) from None
+    except OSError as error:
+        raise Failure(f"{path}: {error.strerror}", code=USAGE) from None
+    except UnicodeDecodeError as error:
+        raise Failure(f"{path}: no UTF-8 text: {error}", code=USAGE) from None
 
 
 def read_json(path: str) -> Any:
@@ -42,6 +46,8 @@ def read_json(path: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise Failure(f"{path}: not JSON: {error}", code=USAGE) from None
+    except RecursionError:
+        raise Failure(f"{path}: JSON that is nested too deeply", code=USAGE) from None
 
 
 def read_object(path: str, key: str = "") -> dict[str, Any]:

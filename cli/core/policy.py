@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from cli.core.errors import USAGE, Failure
+from cli.core.errors import NOT_FOUND, USAGE, Failure
 
 # Option, field of the policy, and how it is shown.
 _LISTS = (
@@ -105,7 +105,7 @@ def _read(path: Path) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else error
         raise Failure(
             f"{path}: {reason}",
-            code=USAGE,
+            code=NOT_FOUND if isinstance(error, FileNotFoundError) else USAGE,
             next_step='TOML such as `functions = ["ping*"]`, fields as in [federation.policy]',
         ) from None
     return dict(value)

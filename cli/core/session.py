@@ -321,8 +321,13 @@ def rpc_failure(status: int, message: str) -> Failure:
     code, step = _BY_STATUS.get(status, (FAILED, _DOCTOR))
     known = next((step for pattern, step in _NEXT_BY_CAUSE if re.search(pattern, message)), "")
     if code == NOT_FOUND and not known:
-        named = [(message.find(noun), listing) for noun, listing in _LISTS if noun in message]
-        known = f"`{min(named)[1]}` shows what there is" if named else ""
+        # The colony is often told as well, as the place where something is not.
+        named = [
+            (noun == "colony", message.find(noun), listing)
+            for noun, listing in _LISTS
+            if noun in message
+        ]
+        known = f"`{min(named)[2]}` shows what there is" if named else ""
     return Failure(f"{message} (status {status})", code=code, next_step=known or step)
 
 

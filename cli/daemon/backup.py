@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from cli.core.errors import FAILED, UNREACHABLE, USAGE, Failure
+from cli.core.errors import NOT_FOUND, UNREACHABLE, USAGE, Failure, failure_of_system
 from cli.core.output import print_json
 from cli.core.progress import Meter, meter
 from cli.core.session import Session, colony_command
@@ -45,8 +45,11 @@ def _run(work: Callable[[], Awaitable[T]]) -> T:
             raise Failure(str(leaf), code=UNREACHABLE) from None
         if isinstance(leaf, EtcdError):
             raise Failure(f"the store: {leaf}", code=UNREACHABLE) from None
+        if isinstance(leaf, FileNotFoundError):
+            where = str(leaf.filename).removesuffix(".partial")
+            raise Failure(f"{where}: {leaf.strerror}", code=NOT_FOUND) from None
         if isinstance(leaf, OSError):
-            raise Failure(str(leaf), code=FAILED, next_step="run it as the daemon's user") from None
+            raise failure_of_system(leaf) from None
         raise
 
 
@@ -84,6 +87,10 @@ def backup(session: Session, path: Path, check: bool) -> None:
     from node.archive.bundle import inspect
 
     path = path.absolute()
+    if not check and not session.home.exists():
+        raise Failure(
+            f"no colony at {session.home}", code=NOT_FOUND, next_step="`colony init`, or --home"
+        )
 
     def work(progress: Meter) -> Callable[[], Awaitable[Manifest]]:
         async def run() -> Manifest:

@@ -51,10 +51,14 @@ def config(session: Session) -> None:
     """
     import msgspec
 
+    from node.host.config import Keep
     from node.host.configfiles import config_files
 
+    def plain(value: int) -> object:
+        return "auto" if isinstance(value, Keep) and value.auto else int(value)
+
     origins: dict[str, str] = {}
-    settings = without_secrets(msgspec.to_builtins(session.config(origins), enc_hook=int))
+    settings = without_secrets(msgspec.to_builtins(session.config(origins), enc_hook=plain))
     files = config_files(session.home)
     variables = {
         name: _HIDDEN if _SECRET.search(name) else value

@@ -21,6 +21,7 @@ import trio
 
 from cli.core.errors import Failure
 from cli.core.output import print_json
+from cli.core.seconds import Seconds
 from cli.core.session import Session, colony_command
 from cli.core.terminal import print_line
 from colonyd.keys import PrivateKey, read_key
@@ -60,7 +61,7 @@ class _DemoColony:
 
 @colony_command("demo", "colony demo", "colony demo --keep")
 @click.option("--keep", is_flag=True, help="Leave both daemons up and print how to go on.")
-@click.option("--seconds", type=float, default=60.0, help="Give up after this long.")
+@click.option("--seconds", type=Seconds(), default=60.0, help="Give up after this long.")
 def demo(session: Session, keep: bool, seconds: float) -> None:
     """Start two colonies, let them find and trust each other, forward one function."""
     if shutil.which("etcd") is None:

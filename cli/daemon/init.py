@@ -27,6 +27,7 @@ def init(session: Session, name: str | None, new_store: bool) -> None:
     and what was taken from peers are forgotten; work that they send again may run again. What is
     left of the store is moved aside.
     """
+    from colonyd.keys import IdentityError
     from node.host.home import HomeError, init_home
 
     home = session.home_to_write
@@ -37,6 +38,11 @@ def init(session: Session, name: str | None, new_store: bool) -> None:
         info = init_home(home, wanted or None, session.environ)
     except HomeError as error:
         raise Failure(str(error), next_step="choose another --home or --name") from None
+    except IdentityError as error:
+        raise Failure(
+            str(error),
+            next_step="put its backup there; without one remove it: a new key is made",
+        ) from None
     aside = _give_up(home) if new_store else None
     if session.as_json:
         print_json(

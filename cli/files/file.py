@@ -59,7 +59,10 @@ def put(session: Session, path: Path, label: str, name: str | None) -> None:
 
     item = checked_item(label, name or path.name)
     if not path.is_file():
-        raise Failure(f"{path}: not a file here", code=NOT_FOUND, next_step="`colony file sync`")
+        if not path.exists():
+            raise Failure(f"{path}: no such file", code=NOT_FOUND)
+        step = "`colony file sync` takes a whole directory" if path.is_dir() else ""
+        raise Failure(f"{path}: no regular file", code=USAGE, next_step=step)
 
     async def work() -> dict[str, Any]:
         import trio

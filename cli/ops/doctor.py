@@ -106,9 +106,16 @@ def check_steps(told: dict[str, Any]) -> Iterator[Check]:
 
 def check_home(home: Path) -> Check:
     """Return whether the home has been initialised and is ours to write."""
-    if not (home / "keys").is_dir():
-        return Check("home", False, f"no colony at {home}", "`colony init`, or --home")
     from colonyd.places import user_name
+
+    try:
+        there = (home / "keys").is_dir()
+    except PermissionError:
+        owner = user_name(home.stat().st_uid)
+        detail = f"{home} is user {owner}'s, and closed to {user_name(os.geteuid())}"
+        return Check("home", False, detail, f"run it as {owner}, or choose another --home")
+    if not there:
+        return Check("home", False, f"no colony at {home}", "`colony init`, or --home")
 
     if not os.access(home, os.W_OK | os.X_OK) and os.access(home / "keys/user.key", os.R_OK):
         detail = f"{home}; it is user {user_name(home.stat().st_uid)}'s, and open to this one"
@@ -123,6 +130,8 @@ def check_owner(home: Path) -> Iterator[Check]:
     from colonyd.places import user_name
     from node.host.home import foreign_files
 
+    if not os.access(home, os.R_OK | os.X_OK):
+        return  # reported by check_home
     try:
         owner = user_name(home.stat().st_uid)
         found = list(islice(foreign_files(home), _MOST_NAMED))
@@ -150,6 +159,8 @@ def check_keys(home: Path, group: str = "") -> Iterator[Check]:
             if path.exists() and (path.suffix == ".key" or path.is_dir())
         ]
         directory.stat()
+    except PermissionError:
+        return  # reported by check_home
     except OSError as error:
         yield Check("keys", False, f"{directory}: {error.strerror}", "`colony init`")
         return
@@ -224,13 +235,13 @@ def check_place(session: Session) -> Iterator[Check]:
     from node.host.home import Home
 
     home = Home(session.home)
-    if home.etcd.is_dir() and not os.access(home.etcd, os.R_OK | os.X_OK):
-        return  # it is the daemon's user's, and check_home says so
     try:
+        if home.etcd.is_dir() and not os.access(home.etcd, os.R_OK | os.X_OK):
+            return  # it is the daemon's user's, and check_home says so
         if not session.config().etcd.endpoints:
             require_place(home)
-    except Failure:
-        pass  # reported by check_config
+    except (Failure, PermissionError):
+        pass  # reported by check_config, or check_home
     except StoreRefused as error:
         yield Check("store", False, str(error), "")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from cli.core.errors import USAGE, Failure
 from cli.core.output import print_json, print_table
 from cli.core.session import Session, colony_command, colony_group
 from cli.core.terminal import print_line
@@ -38,6 +39,8 @@ def ls(session: Session, as_markdown: bool) -> None:
     from node.daemon.reference import describe, markdown
 
     calls = all_calls()
+    if as_markdown and session.as_json:
+        raise Failure("--markdown is no JSON", code=USAGE, next_step="leave out one of both")
     if as_markdown:
         print_line(markdown(calls), nl=False)
         return

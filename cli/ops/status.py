@@ -26,7 +26,7 @@ def status(session: Session) -> None:
             ("version", reply.get("version")),
             ("up for", span(float(reply.get("uptime") or 0))),
             ("RPC port", reply.get("rpcport")),
-            ("federation port", reply.get("federationport") or "off"),
+            ("port for peers", reply.get("federationport") or "off"),
             ("DHT", dht(reply.get("dht"))),
             ("mailboxes", mailboxes(reply.get("mailboxes"))),
             ("mailbox for", clients(reply.get("mailboxes"))),

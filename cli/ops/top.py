@@ -16,6 +16,7 @@ import trio
 
 from cli.core.errors import Failure
 from cli.core.output import STATES, ago, cell_text, print_json, short, span
+from cli.core.seconds import Seconds
 from cli.core.session import Session, colony_command
 from cli.members.executor import state_name as executor_state
 from cli.ops.status import counts, vain
@@ -268,7 +269,7 @@ def draw(colony: str, seen: dict[str, Any], width: int, height: int | None) -> l
 
 @colony_command("top", "colony top", "colony top --once --json")
 @click.option("--once", is_flag=True, help="Draw it once and leave, as scripts want it.")
-@click.option("--every", type=click.FloatRange(0.2), default=1.0, show_default=True)
+@click.option("--every", type=Seconds(0.2), default=1.0, show_default=True)
 def top(session: Session, once: bool, every: float) -> None:
     """Watch queue, running work, executors and peers; Ctrl-C leaves."""
     from rich.console import Console, Group

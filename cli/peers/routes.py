@@ -11,6 +11,7 @@ import click
 
 from cli.core.inputs import read_object
 from cli.core.output import print_json, print_rows, print_table, short
+from cli.core.seconds import Seconds
 from cli.core.session import Session, colony_command, colony_group
 from cli.core.terminal import print_line
 
@@ -52,7 +53,7 @@ def ls(session: Session) -> None:
     "colony route why - --age 60 < convert.json",
 )
 @click.argument("spec")
-@click.option("--age", type=float, default=0.0, help="As if it had waited so many seconds [0].")
+@click.option("--age", type=Seconds(), default=0.0, help="As if it had waited so many seconds [0].")
 def why(session: Session, spec: str, age: float) -> None:
     """Tell where the function spec in the file SPEC (- for stdin) would go now, and why."""
     value = read_object(spec, "spec")

@@ -72,7 +72,8 @@ async def _serve(
     try:
         listeners = await open_listeners("127.0.0.1", port)
     except ListenError as error:
-        message = str(error).replace("rpc.port", "--port").replace("rpc.host", "--port")
+        message = str(error).partition(": stop that")[0].replace("rpc.port", "--port")
+        message = message.replace("rpc.host", "--port")
         raise Failure(message, next_step="another --port, or none for a free one") from None
     access, address = Access(), f"http://127.0.0.1:{bound_port(listeners)}"
     async with session.client() as client, trio.open_nursery() as nursery:

@@ -27,6 +27,7 @@ from cli.core.output import (
     short,
     state_name,
 )
+from cli.core.seconds import Seconds
 from cli.core.session import Session, colony_command, colony_group, finish
 from cli.core.terminal import print_line, print_note, print_result
 from cli.work import log as log_lines
@@ -262,7 +263,7 @@ def origin_fields(asked: list[dict[str, Any]]) -> list[tuple[str, object]]:
 
 @colony_command("wait", "colony process wait 3fa2b1c09d7e --timeout 60")
 @click.argument("processid")
-@click.option("--timeout", type=float, default=None, help="Seconds to wait [no limit].")
+@click.option("--timeout", type=Seconds(), default=None, help="Seconds to wait [no limit].")
 def wait(session: Session, processid: str, timeout: float | None) -> None:
     """Wait for a process, print its output; exit 0 if successful, 1 if failed or cancelled."""
     from cli.work.waiting import unfinished, wait_told

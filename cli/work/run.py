@@ -18,6 +18,7 @@ from cli.core.errors import USAGE, Failure
 from cli.core.inputs import read_object, refuse_unknown
 from cli.core.lookup import explain_end
 from cli.core.output import output_lines, print_json
+from cli.core.seconds import Seconds
 from cli.core.session import Session, colony_command, finish
 from cli.core.terminal import print_error, print_line, print_result
 from cli.core.words import spelled
@@ -30,7 +31,7 @@ from node.model.types import FunctionSpec
 @colony_command(
     "run",
     "colony run --func upper hello --wait",
-    "colony run --func convert photo.png --kwargs width=320 --colony lab-42",
+    "colony run --func convert a.png --kwargs width=320 --colony lab-2",
     "colony run --spec convert.json --follow",
 )
 @click.argument("args", nargs=-1)
@@ -52,7 +53,7 @@ from node.model.types import FunctionSpec
 @click.option("--channel", "channels", multiple=True, help="Name of a channel to open; repeat.")
 @click.option("--wait", is_flag=True, help="Wait and print the output, one line per element.")
 @click.option("--follow", is_flag=True, help="--wait, with what is logged meanwhile on stderr.")
-@click.option("--timeout", type=float, default=None, help="Seconds to wait [no limit].")
+@click.option("--timeout", type=Seconds(), default=None, help="Seconds to wait [no limit].")
 @click.option("--max-wait", type=int, default=None, help="Fail if not started in so many seconds.")
 @click.option("--max-exec", type=int, default=None, help="Seconds of one execution; then a retry.")
 @click.option("--max-retries", type=int, default=None, help="Retries after --max-exec.")

@@ -26,6 +26,7 @@ from cli.core.output import (
     state_name,
     when,
 )
+from cli.core.seconds import Seconds
 from cli.core.session import Session, colony_command, colony_group
 from cli.core.terminal import print_line, print_result
 from cli.work.graph import leaves, progress, tree
@@ -144,13 +145,15 @@ def _wait(session: Session, text: str, timeout: float | None) -> None:
 )
 @click.argument("file")
 @click.option("--wait", is_flag=True, help="Wait and print the outputs of the last nodes.")
-@click.option("--timeout", type=float, default=None, help="Seconds to wait [no limit].")
+@click.option("--timeout", type=Seconds(), default=None, help="Seconds to wait [no limit].")
 def run(session: Session, file: str, wait: bool, timeout: float | None) -> None:
     """Submit the workflow in FILE (JSON; - reads stdin) and print its id.
 
     \b
-    The file holds an array of function specs, each with a nodename, and the nodes it waits for:
-      [{"nodename": "a", "funcname": "fetch", "conditions": {"executortype": "cli"}},
+    The file holds an array of function specs, each with a nodename, and the
+    nodes it waits for:
+      [{"nodename": "a", "funcname": "fetch",
+        "conditions": {"executortype": "cli"}},
        {"nodename": "b", "funcname": "store",
         "conditions": {"executortype": "cli", "dependencies": ["a"]}}]
     """
@@ -166,7 +169,7 @@ def run(session: Session, file: str, wait: bool, timeout: float | None) -> None:
 
 @colony_command("wait", "colony workflow wait 3fa2b1c09d7e --timeout 60")
 @click.argument("workflowid")
-@click.option("--timeout", type=float, default=None, help="Seconds to wait [no limit].")
+@click.option("--timeout", type=Seconds(), default=None, help="Seconds to wait [no limit].")
 def wait(session: Session, workflowid: str, timeout: float | None) -> None:
     """Wait for a workflow, print the outputs of its last nodes; exit 0 if successful, else 1."""
     _wait(session, workflowid, timeout)

@@ -18,6 +18,7 @@ import click
 
 from cli.core.errors import FAILED, NOT_FOUND, USAGE, Failure
 from cli.core.keyfiles import check_member_name, own_home
+from cli.core.seconds import Seconds
 from cli.core.session import Session, colony_command
 from cli.core.terminal import print_line, print_note
 from cli.worker.options import ContainerOptions, SlurmOptions, container_options, slurm_options
@@ -37,7 +38,7 @@ MOST_SLOTS = 64
     "colony worker --func upper='tr a-z A-Z'",
     "colony worker --func resize=./resize.sh --func thumb=./thumb.sh --slots 2",
     "colony worker --container upper='debian:12 tr a-z A-Z'",
-    "colony worker --slurm --slurm-partition long --func fold=./fold.sh --type hpc",
+    "colony worker --slurm --slurm-partition long --func fold=./f.sh --type hpc",
 )
 @click.option("--func", "funcs", multiple=True, metavar="NAME=COMMAND")
 @container_options
@@ -69,7 +70,7 @@ MOST_SLOTS = 64
 @click.option(
     "--rerun", is_flag=True, help="Run again what it left when it was killed [that fails]."
 )
-@click.option("--grace", type=float, default=30.0, show_default=True, help="Seconds to finish.")
+@click.option("--grace", type=Seconds(), default=30.0, show_default=True, help="Seconds to finish.")
 @slurm_options
 def worker(
     session: Session,

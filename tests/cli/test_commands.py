@@ -554,6 +554,8 @@ def test_unsigned_calls_only_where_the_protocol_has_them() -> None:
             "Access denied: only its colony owner may call this",
             "which key signs",
         ),
+        (404, "name: colony lab-a has no location 'x'", "colony location ls"),
+        (404, "colony: no colony 'x' is hosted here", "colony colony ls"),
         (404, "it was removed meanwhile", "an `ls` command"),
         (
             404,

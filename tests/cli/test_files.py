@@ -97,7 +97,7 @@ def test_put_get_list_and_remove(colony: Run, label: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        (["put", "/nothing/here", "--label", "/x"], 3, "not a file"),
+        (["put", "/nothing/here", "--label", "/x"], 3, "no such file"),
         (["put", __file__, "--label", "/../x"], 2, "--label"),
         (["put", __file__, "--label", "/x", "--name", "a/b"], 2, "--name"),
         (["get", "/x/"], 2, "LABEL/NAME"),

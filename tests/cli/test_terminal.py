@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from cli.core.terminal import json_text, printable
+from cli.main import main
 from node.host.home import init_home
-from tests.cli.terminal import HOSTILE, obeyed, on_terminal
+from tests.cli.support import TREE
+from tests.cli.terminal import HOSTILE, obeyed, on_screen, on_terminal
 from tests.support.daemons import REPOSITORY, Daemon
 from tests.support.rpc_server import ColonyServer
 
@@ -29,6 +32,18 @@ def run(daemon: Daemon, *args: str, terminal: bool = False) -> tuple[bytes, byte
         done = subprocess.run(command, capture_output=True, env=environ, cwd="/", check=False)
         return done.stdout, done.stderr
     return on_terminal(command, environ), b""
+
+
+@pytest.mark.parametrize("name", ["", *TREE])
+def test_help_fits_80_columns(name: str) -> None:
+    done = CliRunner().invoke(main, [*name.split(), "--help"], terminal_width=80)
+    assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
+
+
+def test_the_status_fits_80_columns(lone_daemon: Daemon) -> None:
+    shown = on_screen(lone_daemon, "status").decode().splitlines()
+    assert any(line.startswith("colony id") for line in shown)
+    assert [line for line in shown if len(line) > 80] == []
 
 
 def test_a_long_name_is_cut_on_a_terminal(tmp_path: Path) -> None:

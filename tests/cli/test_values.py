@@ -239,7 +239,9 @@ def test_config_tells_where_each_setting_stands(tmp_path: Path) -> None:
     assert lines["rpc.port"].endswith(f"7  (in {tmp_path}/config.toml)")
     assert lines["log.level"].endswith("debug  ($COLONYD_LOG__LEVEL)")
     assert lines["rpc.host"].endswith("*")
+    assert lines["history.keep"].split()[1:] == ["auto"]
     shown = json.loads(run("--json"))
+    assert shown["settings"]["history"]["keep"] == "auto"
     assert shown["files"] == [f"{tmp_path}/config.toml"]
     assert shown["origins"]["log.level"] == "$COLONYD_LOG__LEVEL"
 

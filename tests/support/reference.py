@@ -74,7 +74,7 @@ _OF_DAEMON = {
     1: "it failed: the last lines of its log say why",
     2: "wrong usage: a flag is not understood",
     colonyd.EXIT_STORE: "the store is not to be had: etcd does not start or answer, or holds what"
-    " this version must not use",
+    " this version must not use, or another daemon runs with this home",
     colonyd.EXIT_AGAIN: "an address or port can't be had now; the line names the setting and who"
     " has it",
     colonyd.EXIT_CONFIG: "the configuration or the home is wrong: starting again does not help",
