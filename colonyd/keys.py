@@ -136,7 +136,12 @@ def read_key(path: Path) -> PrivateKey:
 def write_key(path: Path, key: PrivateKey) -> None:
     """Write a key file with mode 0600, durably. Raises FileExistsError: never overwrites."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(key.hex + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(key.hex + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        # A full disk must not leave a file that is no key, and in the way of the next try.
+        path.unlink(missing_ok=True)
+        raise

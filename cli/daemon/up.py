@@ -5,24 +5,9 @@ The parts of the daemon are in `cli.daemon.colonyd` and `node.daemon.main`.
 
 from __future__ import annotations
 
-from ipaddress import ip_address
-
 import click
 
 from cli.core.session import Session, colony_command, finish
-
-
-def _addresses(
-    ctx: click.Context, option: click.Parameter, given: tuple[str, ...]
-) -> tuple[str, ...]:
-    for text in given:
-        try:
-            ip_address(text)
-        except ValueError:
-            raise click.BadParameter(
-                f"{text!r} is no address; `ip address` shows those of each interface"
-            ) from None
-    return given
 
 
 @colony_command("up", "colony up", "colony up --port 50090 --federation-port 50091")
@@ -47,9 +32,8 @@ def _addresses(
     "--interface",
     "interfaces",
     multiple=True,
-    metavar="ADDRESS",
-    callback=_addresses,
-    help="Find peers on this interface only; may be repeated.",
+    metavar="INTERFACE",
+    help="Find peers on this interface only, by its name or address; may be repeated.",
 )
 @click.option("--log-level", default=None, metavar="LEVEL", help="debug, info, warning or error.")
 def up(

@@ -193,9 +193,3 @@ def test_a_home_that_is_a_file_or_closed_is_named(home: Path, tmp_path: Path) ->
     told = {each["name"]: each for each in found}
     assert "closed to" in told["home"]["detail"]
     assert not {"owner", "keys", "store"} & set(told)
-
-
-def test_the_name_of_an_interface_is_no_address(home: Path) -> None:
-    done = colony(home, "up", "--interface", "eth0", "--port", "0", "--federation-port", "0")
-    assert done.exit_code == 2
-    assert "'eth0' is no address; `ip address` shows" in done.stderr

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import stat
 from pathlib import Path
 
@@ -105,6 +107,20 @@ def test_a_key_file_is_private_and_never_overwritten(tmp_path: Path) -> None:
     assert read_key(path) == key
     with pytest.raises(FileExistsError):
         write_key(path, PrivateKey.generate())
+    assert read_key(path) == key
+
+
+def test_a_full_disk_leaves_no_key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path, key = tmp_path / "a.key", PrivateKey.generate()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_key(path, key)
+    assert [*tmp_path.iterdir()] == []
+    write_key(path, key)
     assert read_key(path) == key
 
 
