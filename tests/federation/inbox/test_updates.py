@@ -60,7 +60,7 @@ from node.streams import logs as logs
 from node.streams.channels import MAX_ENTRIES
 from tests.federation.inbox.support import befriended, close, line, take, write
 from tests.node.etcd.support import start_store
-from tests.support.colonies import Colony, world
+from tests.support.colonies import Colony, World, world
 from tests.support.daemons import free_port, until
 from tests.support.parts import follower_of
 from tests.support.processes import enlist
@@ -413,14 +413,20 @@ async def test_what_runs_elsewhere_tells_how_it_goes(tmp_path: Path) -> None:
             assert items.items == []
 
 
+async def relayed(there: World) -> tuple[Colony, Colony, Colony]:
+    """Let the first colony reach the third by way of the second; return all three."""
+    ant, bee, cat = there.values()
+    await bee.trust(ant, forward=True, max_hops=2)
+    await ant.trust(bee)
+    await cat.trust(bee, max_hops=2)
+    await bee.trust(cat)
+    return ant, bee, cat
+
+
 async def test_a_relay_passes_on_what_it_hears(tmp_path: Path) -> None:
     with trio.fail_after(SECONDS):
         async with world(tmp_path, ("ant", "bee", "cat")) as there:
-            ant, bee, cat = there.values()
-            await bee.trust(ant, forward=True, max_hops=2)
-            await ant.trust(bee)
-            await cat.trust(bee, max_hops=2)
-            await bee.trust(cat)
+            ant, _, cat = await relayed(there)
             processid = await ant.submit("bee/cat")
             far = await take(cat)
             await write(cat, far, "hello")
@@ -438,11 +444,7 @@ async def test_a_relay_that_is_asked_while_it_hears_tells_all_of_it(
     """The process has changed, and what its peer says of it is not known yet: it is told later."""
     with trio.fail_after(SECONDS):
         async with world(tmp_path, ("ant", "bee", "cat")) as there:
-            ant, bee, cat = there.values()
-            await bee.trust(ant, forward=True, max_hops=2)
-            await ant.trust(bee)
-            await cat.trust(bee, max_hops=2)
-            await bee.trust(cat)
+            ant, bee, cat = await relayed(there)
             assert bee.node is not None
             recall = bee.node.processes.recall
 
@@ -681,11 +683,7 @@ async def test_each_message_is_there_once_whoever_dies(
 async def test_words_pass_through_a_relay(tmp_path: Path) -> None:
     with trio.fail_after(SECONDS):
         async with world(tmp_path, ("ant", "bee", "cat")) as there:
-            ant, bee, cat = there.values()
-            await bee.trust(ant, forward=True, max_hops=2)
-            await ant.trust(bee)
-            await cat.trust(bee, max_hops=2)
-            await bee.trust(cat)
+            ant, bee, cat = await relayed(there)
             processid = await ant.submit("bee/cat", channels=["c"])
             far = await take(cat)
             await tell(ant, await ant.process(processid), ant.key.id, "hi")

@@ -22,7 +22,7 @@ import trio
 from wsproto.events import CloseConnection
 
 from colonyd.keys import PrivateKey, sign_payload
-from colonyd.rpc import RpcError
+from colonyd.rpc import RpcClient, RpcError
 from node.http.server import Limits, Request, Response
 from node.http.slots import source_of
 from tests.support.daemons import Daemon
@@ -322,18 +322,24 @@ async def test_a_socket_without_a_right_is_closed_after_seconds(lone_daemon: Dae
         assert event.code == 1000
 
 
+async def full_channel(client: RpcClient, key: PrivateKey) -> dict[str, Any]:
+    """Fill a channel with 30 MiB; return the fields that name it in a call."""
+    spec = {"funcname": "f", "conditions": {"colonyname": "dev", "executortype": "cli"}}
+    spec["channels"] = ["c"]
+    made = await client.call("submitfuncspecmsg", {"spec": spec}, key)
+    named = {"processid": made["processid"], "name": "c"}
+    said = named | {"payload": base64.b64encode(bytes(1 << 20)).decode()}
+    for sequence in range(30):
+        await client.call("channelappendmsg", said | {"sequence": sequence}, key)
+    return named
+
+
 @pytest.mark.slow
 async def test_a_full_channel_that_nobody_reads_costs_little(daemon: Daemon) -> None:
     """Twelve ask for all of it, and read nothing."""
     key = daemon.key("user")
     async with daemon.client() as client:
-        spec = {"funcname": "f", "conditions": {"colonyname": "dev", "executortype": "cli"}}
-        spec["channels"] = ["c"]
-        made = await client.call("submitfuncspecmsg", {"spec": spec}, key)
-        named = {"processid": made["processid"], "name": "c"}
-        said = named | {"payload": base64.b64encode(bytes(1 << 20)).decode()}
-        for sequence in range(30):
-            await client.call("channelappendmsg", said | {"sequence": sequence}, key)
+        named = await full_channel(client, key)
         before = peak(daemon)
         async with idle_sockets(daemon.port, 12, post(envelope(key, "channelreadmsg", **named))):
             with trio.fail_after(60):
@@ -353,13 +359,7 @@ async def test_an_answer_that_was_taken_is_not_kept(daemon: Daemon) -> None:
     """A connection that waited for its next request held its last answer meanwhile."""
     key = daemon.key("user")
     async with daemon.client() as client, AsyncExitStack() as stack:
-        spec = {"funcname": "f", "conditions": {"colonyname": "dev", "executortype": "cli"}}
-        spec["channels"] = ["c"]
-        made = await client.call("submitfuncspecmsg", {"spec": spec}, key)
-        named = {"processid": made["processid"], "name": "c"}
-        said = named | {"payload": base64.b64encode(bytes(1 << 20)).decode()}
-        for sequence in range(30):
-            await client.call("channelappendmsg", said | {"sequence": sequence}, key)
+        named = await full_channel(client, key)
         before = peak(daemon)
         for _ in range(12):
             http = await stack.enter_async_context(httpx.AsyncClient(trust_env=False, timeout=60))
