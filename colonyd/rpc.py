@@ -123,13 +123,10 @@ class RpcClient:
         now = await self._asked(timeout)
         try:
             reply = await self._send(payloadtype, fields, key, now, timeout, attempts)
-        except Denied as error:
-            if self._again is None:
-                self._learned = now
-                raise
-            why = f"{self.url}: another server answers there ({error.message})"
-            raise Unreachable(why, sent=False) from error
-        except RpcError:
+        except RpcError as error:
+            if isinstance(error, Denied) and self._again is not None:
+                why = f"{self.url}: another server answers there ({error.message})"
+                raise Unreachable(why, sent=False) from error
             self._learned = now
             raise
         self._learned = now
@@ -149,6 +146,7 @@ class RpcClient:
         return self._learned
 
     async def _asked(self, timeout: float) -> str:
+        """Return the id that the server tells, "" for none. Raises Unreachable."""
         try:
             told = await self._post("getserverinfomsg", _ASKING, timeout)
         except RpcError:
