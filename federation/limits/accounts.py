@@ -129,6 +129,12 @@ class PeerQuotas:
                 if not self._under_way[place, which]:
                     del self._under_way[place, which]
 
+    def prune(self) -> None:
+        """Forget the counts that are as new: peers and mailboxes come and go for years."""
+        now = self.clock.steady()
+        self._messages = {at: each for at, each in self._messages.items() if not each.is_full(now)}
+        self._kinds = {at: each for at, each in self._kinds.items() if not each.is_full(now)}
+
     def weigh(self, opened: VerifiedMessage, count: int) -> None:
         """Count a message as `count`, which cost as much. Raises Refusal (policy_messages)."""
         limit = self.peers.policy(opened.issuer).messages

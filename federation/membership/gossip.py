@@ -221,7 +221,11 @@ class Gossip:
         await self.context.peers.trust(entry.peer.id, distance=hops)
 
     def prune(self) -> None:
-        """Forget introduced colonies whose card has expired; once a minute is enough."""
+        """Forget introduced colonies whose card has expired, and counts that are as new; once a
+        minute is enough.
+        """
+        steady = trio.current_time()
+        self._buckets = {at: each for at, each in self._buckets.items() if not each.is_full(steady)}
         now = self.context.clock.seconds
         for entry in list(self.context.peers.known.values()):
             if entry.peer.state != PENDING or not entry.introduced:

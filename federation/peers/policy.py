@@ -192,6 +192,10 @@ class TokenBucket:
             return 0.0
         return (count - self.level) * self.period / rate
 
+    def is_full(self, now: float) -> bool:
+        """Return whether it is as a new one, so that it need not be kept."""
+        return now - self.at >= self.period
+
     def put_back(self) -> None:
         """Put back a token that was not used."""
         if self.level is not None:

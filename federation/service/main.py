@@ -417,6 +417,7 @@ class Federation:
         await self.peers.look_again()
         await self.invitations.load()
         self.gossip.prune()
+        self.inbox.peer_quotas.prune()
         moved = await self.own_card.moved()
         # A mailbox may have another key by now.
         if await self.own_card.polls(self.mailbox_ways.mailboxes()) or moved:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
@@ -171,6 +172,27 @@ def peer_quotas(**limits: Any) -> PeerQuotas:
 
 def took(found: object) -> str:
     return str(getattr(found, "code", ""))
+
+
+def test_counts_of_mailboxes_that_went_are_forgotten_and_no_others() -> None:
+    times, kept = [1000.0], peer_quotas(messages=2)
+    kept.clock.steady = lambda: times[0]
+
+    def message(way: str) -> str:
+        def once() -> None:
+            with kept.message(msgspec.structs.replace(OPENED, way=way), Kind.HELLO):
+                pass
+
+        return refused(once)
+
+    assert [message(f"{BROUGHT}{number}") for number in range(50)] == [""] * 50
+    times[0] += 30
+    assert [message("") for _ in range(3)] == ["", "", "policy_messages"]
+    times[0] += 30
+    kept.prune()
+    assert (len(kept._messages), len(kept._kinds)) == (1, 1)
+    times[0] -= 30
+    assert message("") == "policy_messages", "what is used up stays so"
 
 
 def test_room_is_bounded_in_entries_and_in_bytes() -> None:
