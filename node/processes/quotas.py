@@ -82,15 +82,15 @@ class Quotas:
             self.require("colony_processes", f"colony {colony!r}", there, "open processes", count)
 
     def _twice(self, colony: str, name: str = "") -> int:
-        """Return how many processes are counted as coming and in the indexes.
+        """Return how many processes are counted twice: as coming, and in the indexes.
 
         The watch may tell of a process before its submission is answered. To know that costs a look
         at all that are coming: it is asked for only where they would be too many.
         """
         return sum(
-            owner == (colony, name or owner[1])
-            and (processid in self.queue.entries or processid in self.running.entries)
-            for processid, owner in self._coming_ids.items()
+            processid in self.queue.entries or processid in self.running.entries
+            for processid, (where, whose) in self._coming_ids.items()
+            if where == colony and name in ("", whose)
         )
 
     @contextmanager
